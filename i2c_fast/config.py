@@ -1,0 +1,264 @@
+"""Configuration: dataclasses → TOML recipes → ``key=value`` on the command line.
+
+The dataclasses are the one list of keys: types, limits, defaults and help texts. A recipe states what it changes.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from .errors import UserError
+from .kernels._common import Distance
+from .kernels.sample_pixels import SeedChoice
+from .losses import CenterUpdate
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass
+class RunConfig:
+    seed: Annotated[int, Field(ge=0, description="of everything random: batches, crops, dropout, seed pixels")] = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
+    precision: Annotated[
+        Literal["fp32", "bf16"], Field(description="of the model's forward and backward; losses and weights are fp32")
+    ] = "fp32"
+    deterministic: Annotated[bool, Field(description="bit-equal repeats on one machine, at some cost in speed")] = False
+    log_every: Annotated[int, Field(ge=1, description="steps between readings of the losses from the device")] = 10
+
+
+@dataclass
+class DataConfig:
+    root: Annotated[str, Field(description="the data set's folder")] = ""
+    layout: Annotated[str, Field(description="auto, or the layout's name")] = "auto"
+    image_size: Annotated[int, Field(ge=32, description="S: side of training crops and test images, pixels")] = 224
+    short_side: Annotated[int, Field(ge=32, description="shorter side before the training crop, pixels")] = 256
+    workers: Annotated[int, Field(ge=0, description="loader processes; 0 loads in the training process")] = 4
+
+
+@dataclass
+class ModelConfig:
+    backbone: Annotated[str, Field(description="vgg16, resnet50, inception_v3 or resnet18")] = "resnet50"
+    weights: Annotated[
+        str, Field(description="imagenet (torchvision's file, downloaded once), none, or such a file's path")
+    ] = "imagenet"
+    init: Annotated[str, Field(description="an i2c-fast checkpoint whose weights to start from")] = ""
+
+
+@dataclass
+class BatchConfig:
+    classes: Annotated[int, Field(ge=1, description="P: class slots a batch")] = 40
+    images: Annotated[int, Field(ge=1, description="Q: images a slot")] = 2
+
+
+@dataclass
+class StageConfig:
+    epochs: Annotated[int, Field(ge=0, description="epochs of this stage; 0 skips it")] = 5
+    lr: Annotated[float, Field(gt=0, description="learning rate of body weights at the stage's start")] = 1e-3
+    schedule: Annotated[
+        Literal["steps", "cosine"], Field(description="steps: lr × decay after each milestone; cosine: down to 0")
+    ] = "steps"
+    milestones: Annotated[list[Positive], Field(description="epochs of this stage after which steps decays")] = field(
+        default_factory=lambda: [2, 3, 4]
+    )
+    decay: Annotated[float, Field(gt=0, le=1, description="factor at each milestone")] = 0.1
+    warmup_epochs: Annotated[float, Field(ge=0, description="epochs of linear rise to lr, may be a fraction")] = 0.0
+
+
+@dataclass
+class InterImageConfig(StageConfig):
+    sc_weight: Annotated[float, Field(ge=0, description="λ1 of SC; does not transfer between distances")] = 0.008
+    gc_weight: Annotated[float, Field(ge=0, description="λ2 of GC; both 0: plain cross-entropy")] = 0.001
+    k: Annotated[int, Field(ge=1, description="K: seed pixels an image")] = 3
+    threshold: Annotated[float, Field(ge=0, lt=1, description="δ: share of the map's range seeds lie above")] = 0.7
+    alpha: Annotated[float, Field(ge=0, description="α: decay of the centers' update rate")] = 0.002
+    distance: Annotated[Distance, Field(description="squared_l2 (the paper) or l2 (released choice)")] = "squared_l2"
+    seed_choice: Annotated[SeedChoice, Field(description="random (the paper) or first (released choice)")] = "random"
+    center_update: Annotated[
+        CenterUpdate, Field(description="momentum (the paper) or backprop (its ablation)")
+    ] = "momentum"
+
+
+@dataclass
+class OptimConfig:
+    momentum: Annotated[float, Field(ge=0, lt=1, description="of SGD")] = 0.9
+    nesterov: Annotated[bool, Field(description="Nesterov's momentum")] = True
+    weight_decay: Annotated[float, Field(ge=0, description="on every model parameter, biases included")] = 5e-4
+    body_bias_factor: Annotated[float, Field(gt=0, description="learning-rate factor of body biases")] = 2.0
+    head_factor: Annotated[float, Field(gt=0, description="learning-rate factor of head weights")] = 10.0
+    head_bias_factor: Annotated[float, Field(gt=0, description="learning-rate factor of head biases")] = 20.0
+
+
+@dataclass
+class EvalConfig:
+    every: Annotated[int, Field(ge=0, description="epochs between evaluations; 0: only after the last")] = 1
+    batch: Annotated[int, Field(ge=1, description="test images a batch")] = 64
+    threshold_step: Annotated[
+        int, Field(ge=1, le=255, description="grey levels between the thresholds of the grid (1: all 255)")
+    ] = 1
+    ten_crop: Annotated[bool, Field(description="class scores from ten crops; maps from the whole image")] = False
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    stage0: StageConfig = field(default_factory=StageConfig)
+    i2c: InterImageConfig = field(default_factory=InterImageConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named set of changes to the defaults."""
+
+    name: str
+    description: str
+    values: dict[str, dict[str, Any]]
+
+
+_ADAPTER = TypeAdapter(Config)
+_SECTIONS: dict[str, type] = {name: hint for name, hint in get_type_hints(Config).items()}
+
+
+def keys() -> Iterator[tuple[str, str, Any, str]]:
+    """Every configuration key: (dotted name, type, default, help text)."""
+    defaults = Config()
+    for section, cls in _SECTIONS.items():
+        hints = get_type_hints(cls, include_extras=True)
+        for entry in dataclasses.fields(cls):
+            hint, *metadata = get_args(hints[entry.name])
+            text = next((m.description for m in metadata if isinstance(m, FieldInfo) and m.description), "")
+            yield f"{section}.{entry.name}", _type_name(hint), getattr(getattr(defaults, section), entry.name), text
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " | ".join(get_args(hint))
+    if get_origin(hint) is list:
+        return "list of integers"
+    return {"int": "integer", "float": "number", "str": "text", "bool": "true | false"}[hint.__name__]
+
+
+def build_config(values: dict[str, Any], source: str, overrides: Iterable[str] = ()) -> Config:
+    """Defaults, changed by `values` (nested sections), changed by ``key=value`` overrides.
+
+    Raises:
+        UserError: unknown key (with the nearest that exists), wrong type or value out of range; names `source` or the
+            override.
+    """
+    merged = {section: dict(entries) for section, entries in _checked_sections(values, source).items()}
+    for override in overrides:
+        section, name, value = _parse_override(override)
+        merged.setdefault(section, {})[name] = value
+    try:
+        config = _ADAPTER.validate_python(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"]]
+        raise UserError(f"{'.'.join(place)}={first['input']}: {_lower_first(first['msg'])} ({source})") from None
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    if config.data.short_side < config.data.image_size:
+        raise UserError(
+            f"data.short_side={config.data.short_side} is below data.image_size={config.data.image_size}; "
+            "the crop would not fit"
+        )
+    if config.batch.images < 2 and config.i2c.epochs and config.i2c.sc_weight:
+        raise UserError("batch.images=1 gives SC no pair; use batch.images=2, or i2c.sc_weight=0")
+
+
+def _checked_sections(values: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    for section, entries in values.items():
+        if section not in _SECTIONS or not isinstance(entries, dict):
+            raise UserError(f"{source}: there is no section {section!r}{_nearest(section, _SECTIONS)}")
+        for name in entries:
+            _check_key(f"{section}.{name}", source)
+    return values
+
+
+def _check_key(key: str, source: str) -> None:
+    known = [name for name, *_ in keys()]
+    if key not in known:
+        raise UserError(f"{source}: there is no key {key}{_nearest(key, known)}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else "; `i2c-fast recipes --keys` lists them all"
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"{override!r} is not key=value; for example data.root=FOLDER")
+    _check_key(key, f"{override!r}")
+    section, name = key.split(".")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # bare words and paths need no quotes
+    return section, name, value
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in resources.files(f"{__package__}.recipes").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a recipe by name, or any TOML file by path.
+
+    Raises:
+        UserError: no such recipe or file, or not TOML.
+    """
+    if name_or_path in recipe_names():
+        text = resources.files(f"{__package__}.recipes").joinpath(f"{name_or_path}.toml").read_text("utf-8")
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text("utf-8")
+    else:
+        raise UserError(
+            f"there is no recipe or TOML file {name_or_path!r}{_nearest(name_or_path, recipe_names())} "
+            "(`i2c-fast recipes` lists the recipes)"
+        )
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{name_or_path} is not valid TOML: {error}") from None
+    return Recipe(name_or_path, str(values.pop("description", "")), values)
+
+
+def as_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """The resolved configuration as plain sections."""
+    return dataclasses.asdict(config)
+
+
+def as_toml(config: Config) -> str:
+    """The resolved configuration as TOML that `load_recipe` reads back."""
+    lines: list[str] = []
+    for section, entries in as_dict(config).items():
+        # JSON's spelling of strings, numbers, booleans and flat lists is TOML's.
+        lines += [f"[{section}]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in entries.items()), ""]
+    return "\n".join(lines)

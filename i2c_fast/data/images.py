@@ -1,0 +1,79 @@
+"""Pixels: decode, resize, crop, normalize.
+
+Images are decoded and resized by OpenCV without antialiasing, for training and for testing alike (`RESIZE` names the
+flavor in checkpoints: models notice when it changes). They travel as uint8 and are normalized on the training device.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+RESIZE = "opencv_linear"
+
+# The statistics torchvision's ImageNet weights were trained with, RGB in units of 255.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Image = NDArray[np.uint8]
+
+
+class UnreadableImageError(Exception):
+    """A file that does not decode to an image."""
+
+
+def read_image(path: Path) -> Image:
+    """Decode a file to RGB uint8 [H, W, 3].
+
+    EXIF rotation is not applied: boxes are annotated in the stored pixels' frame.
+
+    Raises:
+        UnreadableImageError: no such file, or not an image.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+    except (OSError, cv2.error) as error:
+        raise UnreadableImageError(f"{path}: {error}") from None
+    if image is None:
+        raise UnreadableImageError(f"{path} does not decode to an image")
+    return image.astype(np.uint8, copy=False)
+
+
+def train_crop(image: Image, short_side: int, size: int, place: NDArray[np.float64], flip: bool) -> Image:
+    """Resize the shorter side to `short_side`, cut a square of `size` pixels, perhaps mirror it.
+
+    Args:
+        image: uint8 [H, W, 3].
+        short_side, size: pixels, ``short_side ≥ size``.
+        place: x and y of the cut as shares, in [0, 1), of the free range.
+        flip: mirror left and right.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    height, width = image.shape[:2]
+    scale = short_side / min(height, width)
+    resized = resize(image, max(size, round(width * scale)), max(size, round(height * scale)))
+    x = int(place[0] * (resized.shape[1] - size + 1))
+    y = int(place[1] * (resized.shape[0] - size + 1))
+    cut = resized[y : y + size, x : x + size]
+    return cut[:, ::-1] if flip else cut
+
+
+def resize(image: Image, width: int, height: int) -> Image:
+    """Bilinear without antialiasing, uint8 [H, W, 3] → [height, width, 3]; the test image is such a square."""
+    if image.shape[:2] == (height, width):
+        return image
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+
+
+def normalize_images(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 [N, 3, S, S] → fp32 on `device`, scaled by ImageNet's mean and deviation, memory format kept."""
+    moved = images.to(device, non_blocking=True).float()
+    mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1) * 255
+    deviation = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1) * 255
+    return (moved - mean) / deviation

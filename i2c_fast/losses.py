@@ -1,0 +1,160 @@
+"""InterImageLoss: from features and class maps to the two consistency terms, and the bank of class centers."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .kernels import Slots, inter_image_loss, sample_pixels, update_centers
+from .kernels._common import Distance, check_distance, check_same, check_tensor
+from .kernels.sample_pixels import SeedChoice
+
+CenterUpdate = Literal["momentum", "backprop"]
+
+
+class InterImageTerms(NamedTuple):
+    """What `InterImageLoss` returns; total loss = cross-entropy + λ1·sc + λ2·gc (Eq. 6)."""
+
+    sc: Tensor  # scalar, mean of Eq. 1 over pairs; 0 without a pair
+    gc: Tensor  # scalar, Eq. 5; 0 without a class
+    counts: Tensor  # int32 [N] pixels above the threshold (Fig. 4a)
+
+
+class InterImageLoss(nn.Module):
+    """Stochastic and global consistency of I²C (ECCV 2020, sections 3.1–3.3), with the class centers it needs.
+
+    In training mode each forward draws seeds, returns SC and GC against the centers as they stand, and remembers the
+    class means; `commit` then moves the centers (Eq. 3, 4) and advances the random step. By default that happens at the
+    next forward or in `state_dict()`, so a plain loop needs no extra call. In evaluation mode nothing changes.
+
+    Args:
+        num_classes: Y. feature_dim: D.
+        k: seeds an image. threshold: δ. alpha: decay of the centers' rate (Eq. 4).
+        distance: ``squared_l2`` (the paper) or ``l2`` (the released choice; λ does not transfer between them).
+        seed_choice: ``random`` (the paper) or ``first`` (the released choice).
+        center_update: ``momentum`` (Eq. 3), or ``backprop``: the centers are a parameter (ablation of section 4.3).
+        seed: of the centers' initial values and of all draws.
+        auto_commit: False leaves the call of `commit` after each optimizer step to the training loop.
+
+    State: ``centers`` fp32 [Y, D], ``steps`` int64 [Y] and ``draws`` int64 [2] (seed, step). Keep the module outside
+    DistributedDataParallel, whose buffer broadcast would overwrite every rank's centers.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    centers: Tensor
+    steps: Tensor
+    draws: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        k: int = 3,
+        threshold: float = 0.7,
+        alpha: float = 0.002,
+        distance: Distance = "squared_l2",
+        seed_choice: SeedChoice = "random",
+        center_update: CenterUpdate = "momentum",
+        seed: int = 0,
+        auto_commit: bool = True,
+    ) -> None:
+        super().__init__()
+        check_distance(distance)
+        if min(num_classes, feature_dim, k) < 1 or not 0 <= threshold < 1 or alpha < 0:
+            raise ValueError(
+                "InterImageLoss needs num_classes, feature_dim, k ≥ 1, 0 ≤ threshold < 1 and alpha ≥ 0, got "
+                f"num_classes={num_classes}, feature_dim={feature_dim}, k={k}, threshold={threshold}, alpha={alpha}"
+            )
+        if seed_choice not in get_args(SeedChoice) or center_update not in get_args(CenterUpdate):
+            raise ValueError(
+                f"seed_choice must be one of {', '.join(get_args(SeedChoice))} and center_update one of "
+                f"{', '.join(get_args(CenterUpdate))}, got {seed_choice!r} and {center_update!r}"
+            )
+        self.k, self.threshold, self.alpha = k, threshold, alpha
+        self.distance, self.seed_choice, self.center_update = distance, seed_choice, center_update
+        self.auto_commit = auto_commit
+        centers = torch.randn(num_classes, feature_dim, generator=torch.Generator().manual_seed(seed))
+        if center_update == "backprop":
+            self.centers = nn.Parameter(centers)
+        else:
+            self.register_buffer("centers", centers)
+        self.register_buffer("steps", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("draws", torch.tensor([seed, 0]))
+        self._pending: tuple[Tensor, Tensor] | None = None  # labels [N] and means [N, D] that await commit
+
+    def forward(
+        self,
+        features: Tensor,
+        maps: Tensor,
+        labels: Tensor,
+        *,
+        slots: Slots | None = None,
+        image_ids: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> InterImageTerms:
+        """SC and GC of one batch.
+
+        Args:
+            features: [N, D, H, W] the backbone's output F; tokens [N, T, D] are the view
+                ``tokens.transpose(1, 2).unsqueeze(-1)``.
+            maps: [N, H, W] the label's class maps, raw or normalized; taken as constants.
+            labels: [N] integer; −100 ignores an image, another one outside 0…Y−1 makes GC NaN.
+            slots: from `kernels.tap`, see there.
+            image_ids: [N] place in the global batch, for draws that do not depend on how it is divided.
+            groups: [N] images pair only inside a group; a class-paired batch gives its slot numbers.
+
+        Returns:
+            `InterImageTerms`, differentiable in `features` only (and in the centers with ``backprop``).
+
+        Raises:
+            ValueError: shapes, dtypes or devices that do not fit.
+            RuntimeError: a second training forward before `commit` with ``auto_commit=False``.
+        """
+        check_tensor("features", features, 4)
+        check_tensor("maps", maps, 3)
+        check_same("H·W of maps", maps[0].numel(), "H·W of features", features[0, 0].numel())
+        if self.training and self._pending is not None:
+            if not self.auto_commit:
+                raise RuntimeError("auto_commit=False: call commit() after the optimizer step, before the next forward")
+            self.commit()
+        indices, counts = sample_pixels(maps, self.k, self.threshold, self.draws, image_ids, self.seed_choice)
+        sums = inter_image_loss(
+            features, indices, labels, self.centers, slots=slots, groups=groups, distance=self.distance
+        )
+        if self.training:
+            self._pending = sums.class_means.labels, sums.class_means.means
+        return InterImageTerms(sums.sc / sums.pairs.clamp(min=1), sums.gc / sums.classes.clamp(min=1), counts)
+
+    @torch.no_grad()
+    def commit(self, found_inf: Tensor | None = None) -> None:
+        """Apply the pending update of centers and counters and advance the random step; nothing pending, nothing done.
+
+        Args:
+            found_inf: scalar tensor; non-zero (a step the optimizer skipped) leaves centers and counters as they were,
+                without a look at it from the host. The random step advances all the same.
+        """
+        if self._pending is None:
+            return
+        labels, means = self._pending
+        self._pending = None
+        self.draws[1] += 1
+        if self.center_update == "backprop":
+            return
+        if found_inf is not None:
+            means = torch.where(found_inf != 0, torch.nan, means)
+        update_centers(self.centers, self.steps, labels, means, self.alpha)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As `nn.Module.state_dict`; a pending update is committed first unless the loop commits itself."""
+        if self.auto_commit:
+            self.commit()
+        return super().state_dict(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={len(self.steps)}, feature_dim={self.centers.shape[1]}, k={self.k}, threshold={self.threshold}, "
+            f"alpha={self.alpha}, distance={self.distance}, seed_choice={self.seed_choice}, "
+            f"center_update={self.center_update}"
+        )

@@ -1,0 +1,89 @@
+"""What every op shares: argument checks that cost no synchronization, label masks, the two distances."""
+
+import os
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Distance = Literal["squared_l2", "l2"]
+
+IGNORED_LABEL = -100
+L2_EPS = 1e-6
+
+# Looking at label values on the host waits for the device, so it is done only for whoever hunts a NaN.
+DEBUG = os.environ.get("I2C_FAST_DEBUG") == "1"
+
+
+def check_tensor(name: str, tensor: Tensor, dims: int | tuple[int, ...], integer: bool = False) -> None:
+    """Raise ValueError, with shape, dtype and device, unless `tensor` has `dims` dimensions and the right kind of dtype."""
+    allowed = (dims,) if isinstance(dims, int) else dims
+    right_dtype = not (tensor.is_floating_point() or tensor.dtype == torch.bool) if integer else tensor.is_floating_point()
+    if tensor.dim() not in allowed or not right_dtype:
+        kind = "integer" if integer else "floating-point"
+        wanted = " or ".join(map(str, allowed))
+        raise ValueError(f"{name} must be a {kind} tensor of {wanted} dimensions, got {describe(tensor)}")
+
+
+def check_same(name: str, size: int, other_name: str, other_size: int) -> None:
+    """Raise ValueError unless two sizes that must agree do."""
+    if size != other_size:
+        raise ValueError(f"{name} is {size} but {other_name} is {other_size}; they must be equal")
+
+
+def check_device(**tensors: Tensor | None) -> None:
+    """Raise ValueError, naming each device, unless all given tensors are on one device."""
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if len({tensor.device for tensor in present.values()}) > 1:
+        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in present.items())
+        raise ValueError(f"tensors must share one device, got {places}")
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """With I2C_FAST_DEBUG=1, raise ValueError that names the first label outside 0…classes−1 (−100 is ignored)."""
+    if DEBUG:
+        wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
+        if wrong.numel():
+            raise ValueError(f"label {int(wrong.flatten()[0])} is outside 0…{classes - 1} (and not {IGNORED_LABEL})")
+
+
+def check_distance(distance: str) -> None:
+    """Raise ValueError unless `distance` is one of the two that exist."""
+    if distance not in get_args(Distance):
+        raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, got {distance!r}")
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape, dtype and device of a tensor, for error messages."""
+    return f"shape {list(tensor.shape)}, {tensor.dtype}, {tensor.device}"
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32 for everything but fp64, which stays what it is so that gradients can be checked."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def within(labels: Tensor, classes: int) -> Tensor:
+    """Mask of the labels that name a row of a table of `classes` rows."""
+    return (labels >= 0) & (labels < classes)
+
+
+def same_class(labels: Tensor) -> Tensor:
+    """[N, N] mask of image pairs of one class; ignored images belong to none."""
+    return (labels[:, None] == labels) & (labels != IGNORED_LABEL)
+
+
+def earlier(same: Tensor) -> Tensor:
+    """[N] how many images before each one, in batch order, are in its class."""
+    return same.tril(-1).sum(1)
+
+
+def measure(difference: Tensor, distance: Distance) -> Tensor:
+    """Length of `difference` along its last dimension.
+
+    ``squared_l2`` is the paper's ‖d‖² (Eq. 1, 5). ``l2`` is the released ‖d + 1e-6‖: the offset also keeps the gradient
+    finite where two points coincide.
+    """
+    if distance == "squared_l2":
+        return difference.square().sum(-1)
+    return (difference + L2_EPS).square().sum(-1).sqrt()
