@@ -32,6 +32,7 @@ class RunConfig:
         Literal["fp32", "bf16"], Field(description="of the model's forward and backward; losses and weights are fp32")
     ] = "fp32"
     deterministic: Annotated[bool, Field(description="bit-equal repeats on one machine, at some cost in speed")] = False
+    threads: Annotated[int, Field(ge=0, description="processor threads of torch; 0: torch's own choice")] = 0
     log_every: Annotated[int, Field(ge=1, description="steps between readings of the losses from the device")] = 10
 
 
@@ -82,9 +83,9 @@ class InterImageConfig(StageConfig):
     alpha: Annotated[float, Field(ge=0, description="α: decay of the centers' update rate")] = 0.002
     distance: Annotated[Distance, Field(description="squared_l2 (the paper) or l2 (released choice)")] = "squared_l2"
     seed_choice: Annotated[SeedChoice, Field(description="random (the paper) or first (released choice)")] = "random"
-    center_update: Annotated[
-        CenterUpdate, Field(description="momentum (the paper) or backprop (its ablation)")
-    ] = "momentum"
+    center_update: Annotated[CenterUpdate, Field(description="momentum (the paper) or backprop (its ablation)")] = (
+        "momentum"
+    )
 
 
 @dataclass

@@ -146,15 +146,15 @@ class InterImageLoss(nn.Module):
             means = torch.where(found_inf != 0, torch.nan, means)
         update_centers(self.centers, self.steps, labels, means, self.alpha)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As `nn.Module.state_dict`; a pending update is committed first unless the loop commits itself."""
         if self.auto_commit:
             self.commit()
-        return super().state_dict(*args, **kwargs)  # type: ignore[no-any-return]
+        return super().state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
         return (
-            f"num_classes={len(self.steps)}, feature_dim={self.centers.shape[1]}, k={self.k}, threshold={self.threshold}, "
-            f"alpha={self.alpha}, distance={self.distance}, seed_choice={self.seed_choice}, "
-            f"center_update={self.center_update}"
+            f"num_classes={len(self.steps)}, feature_dim={self.centers.shape[1]}, k={self.k}, "
+            f"threshold={self.threshold}, alpha={self.alpha}, distance={self.distance}, "
+            f"seed_choice={self.seed_choice}, center_update={self.center_update}"
         )

@@ -16,9 +16,10 @@ DEBUG = os.environ.get("I2C_FAST_DEBUG") == "1"
 
 
 def check_tensor(name: str, tensor: Tensor, dims: int | tuple[int, ...], integer: bool = False) -> None:
-    """Raise ValueError, with shape, dtype and device, unless `tensor` has `dims` dimensions and the right kind of dtype."""
+    """Raise ValueError, with shape, dtype and device, unless `tensor` has `dims` dimensions and that kind of dtype."""
     allowed = (dims,) if isinstance(dims, int) else dims
-    right_dtype = not (tensor.is_floating_point() or tensor.dtype == torch.bool) if integer else tensor.is_floating_point()
+    floating = tensor.is_floating_point()
+    right_dtype = not floating and tensor.dtype != torch.bool if integer else floating
     if tensor.dim() not in allowed or not right_dtype:
         kind = "integer" if integer else "floating-point"
         wanted = " or ".join(map(str, allowed))

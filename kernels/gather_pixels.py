@@ -118,7 +118,8 @@ def gather_pixels(features: Tensor, indices: Tensor, slots: Slots | None = None)
         return gather_pixels_reference(features, indices)
     expected = (len(features), indices.shape[1], features.shape[1])
     if slots.columns.shape != expected:
-        raise ValueError(f"slots were opened for {list(slots.columns.shape)} [N, K, D], this gather needs {list(expected)}")
+        opened = list(slots.columns.shape)
+        raise ValueError(f"slots were opened for {opened} [N, K, D], this gather needs {list(expected)}")
     if slots.used:
         raise RuntimeError("these slots already served a gather; call tap once for each gather_pixels")
     slots.used = True

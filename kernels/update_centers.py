@@ -2,7 +2,8 @@
 
     η = exp(−α·t_y),   w^y ← (1 − η)·w^y + η·a^y,   t_y ← t_y + 1                                   (Eq. 3, 4)
 
-In PyTorch: ``centers[labels] = (1 - eta) * centers[labels] + eta * means``. At t = 0 the first mean replaces the center.
+In PyTorch: ``centers[labels] = (1 - eta) * centers[labels] + eta * means``. At t = 0 the first
+mean replaces the center.
 """
 
 import torch
@@ -16,7 +17,7 @@ def update_centers_reference(centers: Tensor, steps: Tensor, labels: Tensor, mea
     means = means.to(centers.dtype)
     usable = within(labels, len(centers)) & means.isfinite().all(1)
     # Shapes must not depend on the data, so every row writes: one that has nothing to say repeats a row that has, or,
-    # where none has, the old value of center 0. Rows of equal index then carry equal values and their order is no matter.
+    # where none has, the old value of a center. Rows of equal index then carry equal values.
     source = torch.where(usable, torch.arange(len(labels), device=labels.device), usable.int().argmax())
     rows = labels[source].clamp(0, len(centers) - 1)
     old_centers, old_steps = centers[rows], steps[rows]

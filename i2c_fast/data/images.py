@@ -20,6 +20,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Image = NDArray[np.uint8]
 
+# Loader processes and evaluation threads are the parallelism. OpenCV's own pool would fight them for the cores, and a
+# process forked while it exists hangs at its next change.
+cv2.setNumThreads(0)
+
 
 class UnreadableImageError(Exception):
     """A file that does not decode to an image."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -75,11 +74,6 @@ class EvalBatches(Dataset[EvalBatch]):
         )
 
 
-def _quiet_worker(_: int) -> None:
-    # The processes are the parallelism; OpenCV's own threads in each would only fight over the cores.
-    cv2.setNumThreads(1)
-
-
 def train_loader(batches: TrainBatches, positions: list[tuple[int, int]], workers: int) -> Iterator[TrainBatch]:
     """Batches at the given (epoch, step) positions, in that order, prefetched by `workers` processes (0: none)."""
     return iter(_loader(batches, positions, workers))
@@ -97,5 +91,4 @@ def _loader(batches: Dataset[TrainBatch] | Dataset[EvalBatch], positions: list, 
         sampler=positions,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_quiet_worker,
     )

@@ -1,8 +1,8 @@
 """Class-paired batches as a pure function of (seed, epoch, step).
 
-A batch is P slots of Q images of one class (the paper: P = 40, Q = 2). Slots hold distinct classes while P ≤ Y and repeat
-classes evenly beyond. Slots of one class are adjacent; together they draw distinct images first and repeat them, with
-other crops, only when the class has too few. Nothing depends on threads, loader, prefetch or earlier batches.
+A batch is P slots of Q images of one class (the paper: P = 40, Q = 2). Slots hold distinct classes while P ≤ Y and
+repeat classes evenly beyond. Slots of one class are adjacent; together they draw distinct images first and repeat them,
+with other crops, only when the class has too few. Nothing depends on threads, loader, prefetch or earlier batches.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Class folders: ``train/<class>/*`` and ``val/<class>/*``, with an optional ``boxes.csv``.
 
-The CSV has a line ``path,x0,y0,x1,y1`` for each box (several lines for several boxes of one image); the path is relative
-to the data root, a header line is allowed.
+The CSV has a line ``path,x0,y0,x1,y1`` for each box (several lines for several boxes of one image); the path is
+relative to the data root, a header line is allowed.
 """
 
 import csv

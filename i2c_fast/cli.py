@@ -1,0 +1,165 @@
+"""The command line: ``i2c-fast demo | train | evaluate | predict | recipes | env``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__
+from .errors import UserError
+
+console = Console(soft_wrap=True)
+
+
+class Commands(click.Group):
+    """A group whose `UserError` is one line and exit status 2, and whose interruption is no traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            click.echo(f"i2c-fast: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("i2c-fast: interrupted", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="i2c-fast")
+def main() -> None:
+    """Weakly supervised object localization by Inter-Image Communication (I²C, ECCV 2020)."""
+
+
+def all_keys() -> str:
+    """Help text that lists every configuration key."""
+    from .config import keys
+
+    lines = (f"{name}={json.dumps(default)}  ({kind})  {text}" for name, kind, default, text in keys())
+    return "\b\nKeys, with their defaults:\n  " + "\n  ".join(lines)
+
+
+class KeysCommand(click.Command):
+    """A command whose help ends with all configuration keys."""
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        self.epilog = all_keys()
+        super().format_epilog(context, formatter)
+
+
+@main.command(cls=KeysCommand)
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Run folder [default: runs/RECIPE].")
+@click.option("--resume", is_flag=True, help="Continue from the run folder's newest checkpoint.")
+@click.option("--print-config", is_flag=True, help="Print the resolved configuration as TOML and stop.")
+def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: bool, print_config: bool) -> None:
+    """Train RECIPE (a name from `i2c-fast recipes`, or a TOML file), changed by KEY=VALUE."""
+    from .config import as_toml, build_config, load_recipe
+    from .training.run import start_run
+
+    chosen = load_recipe(recipe)
+    config = build_config(chosen.values, f"recipe {chosen.name}", overrides)
+    if print_config:
+        click.echo(as_toml(config), nl=False)
+        return
+    run = output or Path("runs") / Path(recipe).stem
+    scores = start_run(config, run, console, resume)
+    if scores is not None:
+        print_scores({run.name: scores.summary()})
+
+
+@main.command(cls=KeysCommand)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Also write the errors to this JSON file.")
+def evaluate(checkpoint: Path, overrides: tuple[str, ...], output: Path | None) -> None:
+    """Score CHECKPOINT (a file, or a run folder's newest) on its validation split, changed by KEY=VALUE."""
+    from .files import write_json
+    from .training.run import evaluate_checkpoint
+
+    scores = evaluate_checkpoint(checkpoint, overrides, console).summary()
+    if output:
+        write_json(output, scores)
+    print_scores({checkpoint.name: scores})
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True)
+@click.option("--threshold", type=click.IntRange(0, 254), help="Grey level of the boxes [default: the checkpoint's].")
+@click.option("--boxes", type=click.Path(path_type=Path), help="A data set's folder whose true boxes are drawn red.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def predict(
+    checkpoint: Path, images: tuple[Path, ...], output: Path, threshold: int | None, boxes: Path | None, device: str
+) -> None:
+    """Localize the objects in IMAGES (files or folders) with CHECKPOINT; writes boxes.json and overlays."""
+    from .predict import open_predictor, write_predictions
+
+    count = write_predictions(open_predictor(checkpoint, device, threshold), images, output, boxes, console)
+    console.print(f"{count} images → {output / 'boxes.json'} and {output / 'overlays'}", highlight=False)
+
+
+@main.command()
+@click.option("--keys", "show_keys", is_flag=True, help="List every configuration key with type and default.")
+def recipes(show_keys: bool) -> None:
+    """List the recipes that come with the package."""
+    from .config import keys, load_recipe, recipe_names
+
+    if show_keys:
+        table = Table("key", "type", "default", "meaning", box=None)
+        for name, kind, default, text in keys():
+            table.add_row(name, kind, json.dumps(default), text)
+    else:
+        table = Table("recipe", "what it is", box=None)
+        for name in recipe_names():
+            table.add_row(name, load_recipe(name).description)
+    console.print(table)
+
+
+@main.command()
+def env() -> None:
+    """Print versions and hardware, for reports and bug reports."""
+    from .environment import environment
+
+    for name, value in environment().items():
+        click.echo(f"{name:24} {value}")
+
+
+@main.command()
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder [default: runs/demo, or the next free].")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the generated set and run.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Processor threads [default: torch's choice].")
+def demo(output: Path | None, seed: int, threads: int) -> None:
+    """Generate images, train plain and I²C from one start, compare them: the whole path in minutes on a CPU."""
+    from .demo import run_demo
+
+    results = run_demo(output, seed, threads, console)
+    print_scores(results["errors"])
+    table = Table("I²C minus plain", "difference", "95 % interval", box=None)
+    for metric, row in results["i2c_minus_plain"].items():
+        low, high = row["interval_95"]
+        table.add_row(metric, f"{row['difference']:+.2f}", f"{low:+.2f} … {high:+.2f}")
+    console.print(table)
+    console.print(f"{results['notice']}\nPictures and figures: {results['folder']}", highlight=False)
+
+
+def print_scores(rows: dict[str, dict[str, Any]]) -> None:
+    """Print a table of errors, a row for each named summary."""
+    table = Table("error %", "cls top-1", "cls top-5", "loc top-1", "loc top-5", "gt-known", "threshold", box=None)
+    for name, summary in rows.items():
+        cells = [f"{summary['cls_top1']:.2f}", f"{summary['cls_top5']:.2f}"]
+        for metric in ("loc_top1", "loc_top5", "gt_known"):
+            cells.append(f"{summary[metric]['error']:.2f}" if metric in summary else "no boxes")
+        cells.append(str(summary["gt_known"]["threshold"]) if "gt_known" in summary else "")
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

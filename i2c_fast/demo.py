@@ -1,0 +1,100 @@
+"""The demo: generate images, train plain and I²C for equal steps from one start, compare them on new images."""
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .config import Config, build_config, load_recipe
+from .data import ImageIndex, read_image, read_split
+from .data.generated import write_generated
+from .data.images import Image
+from .environment import environment
+from .errors import UserError
+from .evaluation import Scores, paired_difference
+from .files import write_json
+from .predict import Predictor, open_predictor
+from .report import contact_sheet, draw_overlay, save_picture
+from .training import checkpoints_of
+from .training.run import evaluate_checkpoint, start_run
+
+TRAIN_IMAGES, TEST_IMAGES = 100, 50  # a class
+CLASSES = 10
+PICTURES = 8  # on the contact sheet
+COMPARED = ("cls_top1", "loc_top1", "gt_known")
+NOTICE = "Generated images: they show that the method runs end to end and prove nothing about the paper."
+
+
+def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> dict[str, Any]:
+    """Run the demo in the folder `output` (default: runs/demo, or the next that is free).
+
+    Both branches start from the weights of one stage 0 and see the same batches for equally many steps; λ1 = λ2 = 0
+    makes the plain one. Test images come from a seed that trained nothing.
+
+    Returns:
+        What ``results.json`` holds (errors of both, their differences with 95 % intervals, the environment), and the
+        folder.
+
+    Raises:
+        UserError: `output` is not empty.
+    """
+    folder = output or next(f for f in _candidates(Path("runs/demo")) if not f.exists())
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; choose another --output")
+    console.print(NOTICE, highlight=False)
+    train_root, test_root = folder / "generated", folder / "generated_test"
+    write_generated(train_root, seed=2 * seed, classes=CLASSES, train_images=TRAIN_IMAGES, val_images=10)
+    write_generated(test_root, seed=2 * seed + 1, classes=CLASSES, train_images=1, val_images=TEST_IMAGES)
+
+    common = [f"data.root={train_root}", f"run.seed={seed}", f"run.threads={threads}"]
+    start_run(_config(*common, "i2c.epochs=0"), folder / "stage0", console)
+    start = f"model.init={checkpoints_of(folder / 'stage0')[-1]}"
+    branches = {"plain": ["i2c.sc_weight=0", "i2c.gc_weight=0"], "i2c": []}
+    scores: dict[str, Scores] = {}
+    for name, changes in branches.items():
+        console.print(f"{name}:", highlight=False)
+        start_run(_config(*common, start, "stage0.epochs=0", *changes), folder / name, console)
+        scores[name] = evaluate_checkpoint(folder / name, [f"data.root={test_root}"], console)
+
+    results = {
+        "notice": NOTICE,
+        "seed": seed,
+        "errors": {name: found.summary() for name, found in scores.items()},
+        "i2c_minus_plain": {metric: paired_difference(scores["plain"], scores["i2c"], metric) for metric in COMPARED},
+        "environment": environment(),
+    }
+    write_json(folder / "results.json", results)
+    predictors = {
+        name: open_predictor(folder / name, threshold=found.best_threshold("gt_known"))
+        for name, found in scores.items()
+    }
+    save_picture(folder / "overlays.png", _pictures(predictors, read_split(test_root, "val")))
+    return {"folder": str(folder), **results}
+
+
+def _candidates(first: Path) -> Any:
+    yield first
+    yield from (first.with_name(f"{first.name}-{number}") for number in count(2))
+
+
+def _config(*overrides: str) -> Config:
+    recipe = load_recipe("demo")
+    return build_config(recipe.values, "recipe demo", overrides)
+
+
+def _pictures(predictors: dict[str, Predictor], index: ImageIndex) -> Image:
+    """The label's map and box of the same test images by each predictor, a row for each."""
+    chosen = range(PICTURES)
+    images = [read_image(index.file(i)) for i in chosen]
+    labels = [int(index.labels[i]) for i in chosen]
+    rows = [
+        [
+            draw_overlay(found.image, found.grey, found.box, index.boxes[i], side=150)
+            for i, found in zip(chosen, predictor(images, labels), strict=True)
+        ]
+        for predictor in predictors.values()
+    ]
+    originals = [draw_overlay(images[i], truth=index.boxes[i], side=150) for i in chosen]
+    names = ["images with true boxes (red)", *(f"{name}: label's map, predicted box (green)" for name in predictors)]
+    return contact_sheet([originals, *rows], names, NOTICE)

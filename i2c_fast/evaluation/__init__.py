@@ -1,0 +1,16 @@
+"""Maps → boxes → errors, by named protocols."""
+
+from .boxes import intersection_over_union, largest_region_boxes
+from .evaluate import evaluate
+from .protocols import PaperProtocol
+from .scores import LOCALIZATION_METRICS, Scores, paired_difference
+
+__all__ = [
+    "LOCALIZATION_METRICS",
+    "PaperProtocol",
+    "Scores",
+    "evaluate",
+    "intersection_over_union",
+    "largest_region_boxes",
+    "paired_difference",
+]

@@ -1,0 +1,96 @@
+"""Classification and localization errors of a split, at every threshold and at the best."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Each localization metric, with how many of the first predictions may hold the label (0: the label is given).
+LOCALIZATION_METRICS = {"gt_known": 0, "loc_top1": 1, "loc_top5": 5}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Verdicts on each image, from which all errors follow.
+
+    Top-1 and Top-5 Loc ask for a right box from the map of a class that is the label and among the first predictions.
+    As only the label can be right, its map is the only one that matters: they are Gt-known and a right class.
+    """
+
+    protocol: str
+    thresholds: NDArray[np.int64]  # [T] grey levels
+    ranks: NDArray[np.int64]  # [n] place of the label among the predictions, 0 = first
+    boxed: NDArray[np.bool_]  # [n] images with a true box
+    hits: NDArray[np.bool_]  # [n, T] box from the label's map right; False without a true box
+
+    def classification_error(self, top: int) -> float:
+        """Share of images, in per cent, whose label is not among the first `top` predictions."""
+        return 100 * float((self.ranks >= top).mean())
+
+    def right(self, metric: str) -> NDArray[np.bool_]:
+        """Verdicts [m, T] of a localization metric on the images with a true box."""
+        top = LOCALIZATION_METRICS[metric]
+        hits = self.hits[self.boxed]
+        return hits if top == 0 else hits & (self.ranks[self.boxed] < top)[:, None]
+
+    def localization_errors(self, metric: str) -> NDArray[np.float64]:
+        """Error in per cent at each threshold, [T]."""
+        errors: NDArray[np.float64] = 100 * (1 - self.right(metric).mean(0))
+        return errors
+
+    def best_threshold(self, metric: str) -> int:
+        """The grey level that serves this split best (of equals the middle one, which is the most robust)."""
+        errors = self.localization_errors(metric)
+        best = np.flatnonzero(errors == errors.min())
+        return int(self.thresholds[best[(len(best) - 1) // 2]])
+
+    def summary(self) -> dict[str, Any]:
+        """All errors in per cent, ready for JSON.
+
+        Each localization metric is given at its own best threshold and at Gt-known's. Both thresholds are chosen on
+        this very split, as the field reports it.
+        """
+        result: dict[str, Any] = {
+            "protocol": self.protocol,
+            "images": len(self.ranks),
+            "images_with_boxes": int(self.boxed.sum()),
+            "cls_top1": self.classification_error(1),
+            "cls_top5": self.classification_error(5),
+        }
+        if not self.boxed.any():
+            return result
+        common = int(np.flatnonzero(self.thresholds == self.best_threshold("gt_known"))[0])
+        for metric in LOCALIZATION_METRICS:
+            errors = self.localization_errors(metric)
+            result[metric] = {
+                "error": float(errors.min()),
+                "threshold": self.best_threshold(metric),
+                "error_at_gt_known_threshold": float(errors[common]),
+            }
+        return result
+
+
+def paired_difference(
+    first: Scores, second: Scores, metric: str, resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Error of `second` minus error of `first` in per cent, with its 95 % interval.
+
+    Both must have scored the same images. The interval is a percentile bootstrap over images; each resample chooses
+    each side's best threshold anew, as the reported errors do. ``metric`` is a localization metric or ``cls_top1``.
+
+    Returns:
+        ``difference`` and ``interval_95`` (its two ends).
+    """
+    if metric == "cls_top1":
+        right = [(scores.ranks < 1)[:, None] for scores in (first, second)]
+    else:
+        right = [scores.right(metric) for scores in (first, second)]
+    if len(right[0]) != len(right[1]):
+        raise ValueError(f"scores of {len(right[0])} and {len(right[1])} images cannot be paired")
+    count = len(right[0])
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples) / count
+    a, b = (100 * (1 - (draws @ r.astype(np.float64)).max(1)) for r in right)
+    low, high = np.percentile(b - a, [2.5, 97.5])
+    difference = 100 * (right[0].mean(0).max() - right[1].mean(0).max())
+    return {"difference": float(difference), "interval_95": [float(low), float(high)]}

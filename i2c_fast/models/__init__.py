@@ -1,0 +1,31 @@
+"""Backbones, the localization head over them, and their ImageNet weights."""
+
+from .head import LocalizationHead
+from .inception import InceptionV3Body
+from .localizer import (
+    BACKBONES,
+    BackboneSpec,
+    Localizer,
+    LocalizerOutput,
+    build_localizer,
+    find_backbone,
+)
+from .resnet import ResNet18Body, ResNet50Body
+from .vgg import VGG16Body
+from .weights import LoadReport, load_imagenet_weights
+
+__all__ = [
+    "BACKBONES",
+    "BackboneSpec",
+    "InceptionV3Body",
+    "LoadReport",
+    "LocalizationHead",
+    "Localizer",
+    "LocalizerOutput",
+    "ResNet18Body",
+    "ResNet50Body",
+    "VGG16Body",
+    "build_localizer",
+    "find_backbone",
+    "load_imagenet_weights",
+]

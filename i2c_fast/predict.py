@@ -1,0 +1,173 @@
+"""Localize objects in new images with a trained checkpoint."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from .config import Config, build_config
+from .data import UnreadableImageError, normalize_images, read_image, read_split, resize
+from .data.images import Image
+from .data.index import IMAGE_SUFFIXES
+from .data.loader import stack
+from .errors import UserError
+from .evaluation import PaperProtocol
+from .evaluation.boxes import Grey
+from .files import write_json
+from .models import build_localizer
+from .report import draw_overlay, save_picture
+from .runtime import Runtime, open_runtime
+from .training.checkpoint import load_checkpoint
+from .training.logs import Meter
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What the model says of one image."""
+
+    image: Image  # uint8 RGB [H, W, 3]
+    label: int  # predicted class, or the one asked for
+    score: float  # its probability
+    grey: Grey  # uint8 [H, W] its normalized map
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1, inclusive; (0, 0, −1, −1) for none
+
+
+class Predictor:
+    """A checkpoint's model ready for images.
+
+    Args:
+        state: from `load_checkpoint`. device: as ``run.device``.
+        threshold: grey level 0…254 of the boxes; None takes the one training's final evaluation stored.
+
+    Raises:
+        UserError: no threshold stored and none given, or a device that does not exist.
+    """
+
+    def __init__(self, state: dict[str, Any], device: str = "auto", threshold: int | None = None) -> None:
+        self.config: Config = build_config(state["config"], "the checkpoint")
+        self.classes: list[str] = state["classes"]
+        self.runtime: Runtime = open_runtime(device, self.config.run.precision)
+        stored = (state["scores"] or {}).get("gt_known", {}).get("threshold")
+        if threshold is None and stored is None:
+            raise UserError("the checkpoint stores no threshold (its run was not evaluated on boxes); give --threshold")
+        self.threshold: int = stored if threshold is None else threshold
+        self.protocol = PaperProtocol()
+        self.model = build_localizer(self.config.model.backbone, len(self.classes)).eval()
+        self.model.load_state_dict(state["model"])
+        self.runtime.place(self.model)
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Image], labels: Sequence[int] | None = None) -> list[Localization]:
+        """Localize a few images of any sizes.
+
+        Args:
+            images: uint8 RGB [H, W, 3] each.
+            labels: classes to localize; by default each image's first prediction.
+        """
+        side = self.config.data.image_size
+        batch = normalize_images(stack([resize(image, side, side) for image in images]), self.runtime.device)
+        with self.runtime.autocast():
+            logits, x = self.model.predict(batch)
+            probabilities = logits.float().softmax(1)
+            chosen = probabilities.argmax(1) if labels is None else torch.tensor(labels, device=batch.device)
+            maps = self.model.head.class_maps(x, chosen)
+        scores = probabilities.gather(1, chosen[:, None]).squeeze(1).tolist()
+        return [
+            self._localize(image, label, score, raw)
+            for image, label, score, raw in zip(images, chosen.tolist(), scores, maps.cpu().numpy(), strict=True)
+        ]
+
+    def _localize(self, image: Image, label: int, score: float, raw: NDArray[np.float32]) -> Localization:
+        grey = self.protocol.grey(raw, image.shape[1], image.shape[0])
+        x0, y0, x1, y1 = self.protocol.box(grey, self.threshold).tolist()
+        return Localization(image, label, score, grey, (x0, y0, x1, y1))
+
+
+def open_predictor(checkpoint: Path, device: str = "auto", threshold: int | None = None) -> Predictor:
+    """Predictor of a checkpoint file or of a run folder's newest checkpoint."""
+    return Predictor(load_checkpoint(checkpoint), device, threshold)
+
+
+def write_predictions(
+    predictor: Predictor, paths: Sequence[Path], output: Path, data_root: Path | None, console: Console
+) -> int:
+    """Localize files and folders of images; write ``boxes.json`` and ``overlays/``.
+
+    Args:
+        data_root: a data set whose validation boxes are drawn, and listed, beside the predictions for its images.
+
+    Returns:
+        How many images there were.
+
+    Raises:
+        UserError: a path that is not there, a file that is no image, or an output that cannot be written.
+    """
+    files = list(find_images(paths))
+    truth: dict[Path, NDArray[np.float32]] = {}
+    if data_root is not None:
+        index = read_split(data_root, "val")
+        truth = {index.file(i).resolve(): boxes for i, boxes in enumerate(index.boxes)}
+    records = []
+    with Meter(console, "predicting", len(files)) as meter:
+        for number, file in enumerate(files):
+            (found,) = predictor([read_or_complain(file)])
+            boxes = truth.get(file.resolve())
+            # Names of different folders may be equal; the running number keeps their pictures apart.
+            overlay = Path("overlays") / f"{number:05d}_{file.stem}.png"
+            save_picture(output / overlay, draw_overlay(found.image, found.grey, found.box, boxes, side=224))
+            records.append(
+                {
+                    "image": str(file),
+                    "class": predictor.classes[found.label],
+                    "score": round(found.score, 6),
+                    "box": found.box if found.box[2] >= found.box[0] else None,
+                    **({} if boxes is None else {"true_boxes": boxes.tolist()}),
+                    "overlay": str(overlay),
+                }
+            )
+            meter.advance(1, 1)
+    write_json(
+        output / "boxes.json",
+        {
+            "box_format": "x0, y0, x1, y1 in pixels, inclusive",
+            "protocol": predictor.protocol.name,
+            "threshold": predictor.threshold,
+            "predictions": records,
+        },
+    )
+    return len(files)
+
+
+def find_images(paths: Sequence[Path]) -> Iterator[Path]:
+    """Image files among the given files and, recursively, in the given folders, sorted within each.
+
+    Raises:
+        UserError: a path that does not exist, or a folder without images.
+    """
+    for path in paths:
+        if path.is_file():
+            yield path
+            continue
+        if not path.is_dir():
+            raise UserError(f"{path} is neither an image file nor a folder")
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        if not found:
+            raise UserError(f"{path} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        yield from found
+
+
+def read_or_complain(path: Path) -> Image:
+    """`read_image` for a file the user named.
+
+    Raises:
+        UserError: not a readable image.
+    """
+    try:
+        return read_image(path)
+    except UnreadableImageError as error:
+        raise UserError(str(error)) from None

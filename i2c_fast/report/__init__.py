@@ -1,0 +1,5 @@
+"""What people look at."""
+
+from .overlay import contact_sheet, draw_overlay, save_picture
+
+__all__ = ["contact_sheet", "draw_overlay", "save_picture"]

@@ -1,0 +1,97 @@
+"""Pictures of localizations: heat map over the image, predicted box green, true boxes red (as Fig. 3 of the paper)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.images import Image
+from ..errors import UserError
+from ..evaluation.boxes import Grey
+from ..files import write_bytes
+
+GREEN, RED = (0, 220, 0), (230, 0, 0)
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def draw_overlay(
+    image: Image,
+    grey: Grey | None = None,
+    box: Sequence[int] | None = None,
+    truth: NDArray[np.float32] | None = None,
+    side: int = 0,
+) -> Image:
+    """Lay a class map and boxes over an image; what is None is left out.
+
+    Args:
+        image: uint8 RGB [H, W, 3]. grey: uint8 [H, W] normalized map in the same frame.
+        box: predicted x0, y0, x1, y1, inclusive, drawn green; an empty one (x1 < x0) is left out too.
+        truth: [B, 4] true boxes, drawn red.
+        side: enlarge so that the shorter side has at least this many pixels, for lines that can be seen.
+
+    Returns:
+        uint8 RGB [h, w, 3].
+    """
+    if grey is not None:
+        heat = cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+        image = cv2.addWeighted(image, 0.55, heat, 0.45, 0).astype(np.uint8)
+    scale = max(1, -(-side // min(image.shape[:2])))
+    picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+    width = max(1, min(picture.shape[:2]) // 90)
+    for true_box in () if truth is None else truth:
+        _rectangle(picture, true_box, scale, RED, width)
+    if box is not None and box[2] >= box[0]:
+        _rectangle(picture, box, scale, GREEN, width)
+    return picture
+
+
+def _rectangle(
+    picture: Image, box: Sequence[float] | NDArray[np.float32], scale: int, color: tuple[int, int, int], width: int
+) -> None:
+    # An inclusive bound ends at its pixel's far edge.
+    start = int(box[0] * scale), int(box[1] * scale)
+    end = int((box[2] + 1) * scale) - 1, int((box[3] + 1) * scale) - 1
+    cv2.rectangle(picture, start, end, color, width)
+
+
+def contact_sheet(rows: Sequence[Sequence[Image]], names: Sequence[str], title: str) -> Image:
+    """Pictures of equal size in labelled rows, under a title.
+
+    Args:
+        rows: each a sequence of uint8 RGB pictures. names: a label for each row. title: one or several lines.
+    """
+    gap, line = 6, 22
+    height, width = rows[0][0].shape[:2]
+    lines = title.splitlines()
+    text_width = max(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0] for text in (*lines, *names))
+    sheet_width = max(gap + max(map(len, rows)) * (width + gap), text_width + 2 * gap)
+    sheet_height = line * len(lines) + gap + len(rows) * (line + height + gap)
+    sheet = np.full((sheet_height, sheet_width, 3), PAPER, np.uint8)
+    for i, text in enumerate(lines):
+        _write(sheet, text, gap, line * i + 16)
+    top = line * len(lines) + gap
+    for name, row in zip(names, rows, strict=True):
+        _write(sheet, name, gap, top + 15)
+        for column, picture in enumerate(row):
+            left = gap + column * (width + gap)
+            sheet[top + line : top + line + height, left : left + width] = picture
+        top += line + height + gap
+    return sheet
+
+
+def _write(sheet: Image, text: str, x: int, y: int) -> None:
+    cv2.putText(sheet, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, INK, 1, cv2.LINE_AA)
+
+
+def save_picture(path: Path, picture: Image) -> None:
+    """Write an RGB picture; the suffix chooses the format.
+
+    Raises:
+        UserError: the file cannot be written, or the suffix names no picture format.
+    """
+    encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not encoded:
+        raise UserError(f"cannot encode a picture as {path.suffix}")
+    write_bytes(path, data.tobytes())

@@ -1,0 +1,66 @@
+"""The machine a run is on: device, precision, determinism and the one source of randomness."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import UserError
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device and precision of a model's forward."""
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def place(self, model: ModuleType) -> ModuleType:
+        """Move a model to the device, in the memory format its convolutions are fastest in."""
+        model.to(self.device)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context of the model's forward."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def open_runtime(
+    device: str, precision: Literal["fp32", "bf16"], deterministic: bool = False, threads: int = 0
+) -> Runtime:
+    """Resolve the configured device; set determinism and, if not 0, the processor threads of this process.
+
+    Raises:
+        UserError: a device this machine or this torch does not have.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        resolved = torch.device(name)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"run.device={device} cannot be used here ({reason}); run.device=cpu always can") from None
+    if threads:
+        torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it; without it torch refuses
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    return Runtime(resolved, precision)
+
+
+def seed_all(*parts: int) -> None:
+    """Seed torch's generators from the given numbers.
+
+    Called before each step with (run seed, step): what a step draws then depends on nothing that went before, so a
+    resumed run draws what the undisturbed one would.
+    """
+    torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]))

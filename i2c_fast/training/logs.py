@@ -1,0 +1,103 @@
+"""What a run tells: a JSON line a step, TensorBoard, and a progress bar with images/s and time left."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+# Seconds between progress lines where there is no terminal to draw a bar on.
+PLAIN_INTERVAL = 30.0
+
+
+class RunLog:
+    """Writes ``log.jsonl`` and TensorBoard events of a run folder.
+
+    Opened at a step, it first drops what a previous process logged at that step or later, so that a resumed run's log
+    reads like an undisturbed one's.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        self.path = run / "log.jsonl"
+        if self.path.exists():
+            kept = [line for line in self.path.read_text("utf-8").splitlines(True) if _before(line, step)]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(kept), "utf-8")
+            temporary.replace(self.path)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Log values of one step; ``kind`` is ``train`` or ``evaluation``."""
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        for name, value in _numbers(values).items():
+            self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def flush(self) -> None:
+        """Hand everything logged so far to the operating system."""
+        self.file.flush()
+        self.board.flush()
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def _before(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] < step)
+    except (json.JSONDecodeError, KeyError):
+        return False  # the line a killed process was writing
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{inner}": number for inner, number in _numbers(value).items()}
+        elif isinstance(value, int | float):
+            flat[name] = value
+    return flat
+
+
+class Meter:
+    """A progress bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int = 0, unit: str = "images/s") -> None:
+        self.console, self.title, self.total, self.unit = console, title, total, unit
+        self.done, self.started, self.printed = done, time.monotonic(), time.monotonic()
+        self.counted = 0  # units since the start of this process
+        self.note = ""
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID = self.bar.add_task(title, total=total, completed=done, speed="", note="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def advance(self, steps: int, units: int, note: str = "") -> None:
+        """Count `steps` towards the total and `units` (images) towards the speed."""
+        self.done, self.counted, self.note = self.done + steps, self.counted + units, note or self.note
+        now = time.monotonic()
+        speed = f"{self.counted / max(now - self.started, 1e-9):,.0f} {self.unit}"
+        self.bar.update(self.task, advance=steps, speed=speed, note=self.note)
+        if not self.console.is_terminal and now - self.printed > PLAIN_INTERVAL:
+            self.printed = now
+            self.console.print(f"{self.title} {self.done}/{self.total}  {speed}  {self.note}", highlight=False)
