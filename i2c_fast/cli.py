@@ -55,12 +55,19 @@ class KeysCommand(click.Command):
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Run folder [default: runs/RECIPE].")
-@click.option("--resume", is_flag=True, help="Continue from the run folder's newest checkpoint.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="required",
+    default="never",
+    type=click.Choice(["auto", "required", "never"]),
+    help="Continue from the run folder's newest checkpoint; with auto, start if there is none.",
+)
 @click.option("--print-config", is_flag=True, help="Print the resolved configuration as TOML and stop.")
-def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: bool, print_config: bool) -> None:
+def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: Any, print_config: bool) -> None:
     """Train RECIPE (a name from `i2c-fast recipes`, or a TOML file), changed by KEY=VALUE."""
     from .config import as_toml, build_config, load_recipe
-    from .training.run import start_run
+    from .training import STOPPED_STATUS, RunStopped, start_run
 
     chosen = load_recipe(recipe)
     config = build_config(chosen.values, f"recipe {chosen.name}", overrides)
@@ -68,24 +75,38 @@ def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: 
         click.echo(as_toml(config), nl=False)
         return
     run = output or Path("runs") / Path(recipe).stem
-    scores = start_run(config, run, console, resume)
-    if scores is not None:
+    try:
+        scores = start_run(config, run, console, resume)
+    except RunStopped as stopped:
+        click.echo(f"i2c-fast: {stopped}", err=True)
+        sys.exit(STOPPED_STATUS)
+    if scores is None:
+        console.print(f"{run} was already complete", highlight=False)
+    else:
         print_scores({run.name: scores.summary()})
 
 
 @main.command(cls=KeysCommand)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--against", type=click.Path(path_type=Path), help="Also score this checkpoint and compare with it.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Also write the errors to this JSON file.")
-def evaluate(checkpoint: Path, overrides: tuple[str, ...], output: Path | None) -> None:
+def evaluate(checkpoint: Path, overrides: tuple[str, ...], against: Path | None, output: Path | None) -> None:
     """Score CHECKPOINT (a file, or a run folder's newest) on its validation split, changed by KEY=VALUE."""
+    from .environment import environment
+    from .evaluation import paired_differences
     from .files import write_json
-    from .training.run import evaluate_checkpoint
+    from .training import score_checkpoint
 
-    scores = evaluate_checkpoint(checkpoint, overrides, console).summary()
+    scores = {str(path): score_checkpoint(path, overrides, console) for path in (against, checkpoint) if path}
+    results: dict[str, Any] = {"errors": {name: found.summary() for name, found in scores.items()}}
+    if against:
+        results["differences"] = paired_differences(scores[str(against)], scores[str(checkpoint)])
+    print_scores(results["errors"])
+    if against:
+        print_differences(f"{checkpoint} minus {against}", results["differences"])
     if output:
-        write_json(output, scores)
-    print_scores({checkpoint.name: scores})
+        write_json(output, {**results, "environment": environment()})
 
 
 @main.command()
@@ -141,11 +162,7 @@ def demo(output: Path | None, seed: int, threads: int) -> None:
 
     results = run_demo(output, seed, threads, console)
     print_scores(results["errors"])
-    table = Table("I²C minus plain", "difference", "95 % interval", box=None)
-    for metric, row in results["i2c_minus_plain"].items():
-        low, high = row["interval_95"]
-        table.add_row(metric, f"{row['difference']:+.2f}", f"{low:+.2f} … {high:+.2f}")
-    console.print(table)
+    print_differences("I²C minus plain", results["i2c_minus_plain"])
     console.print(f"{results['notice']}\nPictures and figures: {results['folder']}", highlight=False)
 
 
@@ -158,6 +175,15 @@ def print_scores(rows: dict[str, dict[str, Any]]) -> None:
             cells.append(f"{summary[metric]['error']:.2f}" if metric in summary else "no boxes")
         cells.append(str(summary["gt_known"]["threshold"]) if "gt_known" in summary else "")
         table.add_row(name, *cells)
+    console.print(table)
+
+
+def print_differences(title: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Print a table of error differences with their intervals."""
+    table = Table(title, "difference", "95 % interval", box=None)
+    for metric, row in rows.items():
+        low, high = row["interval_95"]
+        table.add_row(metric, f"{row['difference']:+.2f}", f"{low:+.2f} … {high:+.2f}")
     console.print(table)
 
 

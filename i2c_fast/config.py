@@ -33,6 +33,11 @@ class RunConfig:
     ] = "fp32"
     deterministic: Annotated[bool, Field(description="bit-equal repeats on one machine, at some cost in speed")] = False
     threads: Annotated[int, Field(ge=0, description="processor threads of torch; 0: torch's own choice")] = 0
+    checkpoint_every: Annotated[
+        int, Field(ge=0, description="steps between checkpoints besides those at each epoch's end; 0: only those")
+    ] = 0
+    keep_checkpoints: Annotated[int, Field(ge=0, description="how many of the newest to keep; 0: all")] = 3
+    max_skipped: Annotated[int, Field(ge=1, description="steps in a row that are not finite before the run stops")] = 10
     log_every: Annotated[int, Field(ge=1, description="steps between readings of the losses from the device")] = 10
 
 
@@ -40,6 +45,10 @@ class RunConfig:
 class DataConfig:
     root: Annotated[str, Field(description="the data set's folder")] = ""
     layout: Annotated[str, Field(description="auto, or the layout's name")] = "auto"
+    metadata: Annotated[str, Field(description="folder of wsolevaluation's metadata, for that layout")] = ""
+    devkit: Annotated[str, Field(description="ILSVRC devkit, where metadata numbers classes by its ids")] = ""
+    blacklist: Annotated[str, Field(description="file of image paths to leave out, as validate-data writes it")] = ""
+    max_unreadable: Annotated[int, Field(ge=0, description="unreadable training images before the run stops")] = 100
     image_size: Annotated[int, Field(ge=32, description="S: side of training crops and test images, pixels")] = 224
     short_side: Annotated[int, Field(ge=32, description="shorter side before the training crop, pixels")] = 256
     workers: Annotated[int, Field(ge=0, description="loader processes; 0 loads in the training process")] = 4
@@ -51,7 +60,10 @@ class ModelConfig:
     weights: Annotated[
         str, Field(description="imagenet (torchvision's file, downloaded once), none, or such a file's path")
     ] = "imagenet"
-    init: Annotated[str, Field(description="an i2c-fast checkpoint whose weights to start from")] = ""
+    init: Annotated[str, Field(description="an i2c-fast checkpoint or run folder, whose weights to start from")] = ""
+    init_head: Annotated[
+        Literal["keep", "new"], Field(description="new draws the class layer anew, for an init of other classes")
+    ] = "keep"
 
 
 @dataclass
@@ -249,6 +261,16 @@ def load_recipe(name_or_path: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{name_or_path} is not valid TOML: {error}") from None
     return Recipe(name_or_path, str(values.pop("description", "")), values)
+
+
+def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys at which two configurations differ, with both values."""
+    pairs = {
+        f"{section}.{key}": (value, as_dict(second)[section][key])
+        for section, entries in as_dict(first).items()
+        for key, value in entries.items()
+    }
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def as_dict(config: Config) -> dict[str, dict[str, Any]]:

@@ -12,17 +12,15 @@ from .data.generated import write_generated
 from .data.images import Image
 from .environment import environment
 from .errors import UserError
-from .evaluation import Scores, paired_difference
+from .evaluation import Scores, paired_differences
 from .files import write_json
 from .predict import Predictor, open_predictor
 from .report import contact_sheet, draw_overlay, save_picture
-from .training import checkpoints_of
-from .training.run import evaluate_checkpoint, start_run
+from .training import checkpoints_of, score_checkpoint, start_run
 
 TRAIN_IMAGES, TEST_IMAGES = 100, 50  # a class
 CLASSES = 10
 PICTURES = 8  # on the contact sheet
-COMPARED = ("cls_top1", "loc_top1", "gt_known")
 NOTICE = "Generated images: they show that the method runs end to end and prove nothing about the paper."
 
 
@@ -55,13 +53,13 @@ def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> 
     for name, changes in branches.items():
         console.print(f"{name}:", highlight=False)
         start_run(_config(*common, start, "stage0.epochs=0", *changes), folder / name, console)
-        scores[name] = evaluate_checkpoint(folder / name, [f"data.root={test_root}"], console)
+        scores[name] = score_checkpoint(folder / name, [f"data.root={test_root}"], console)
 
     results = {
         "notice": NOTICE,
         "seed": seed,
         "errors": {name: found.summary() for name, found in scores.items()},
-        "i2c_minus_plain": {metric: paired_difference(scores["plain"], scores["i2c"], metric) for metric in COMPARED},
+        "i2c_minus_plain": paired_differences(scores["plain"], scores["i2c"]),
         "environment": environment(),
     }
     write_json(folder / "results.json", results)

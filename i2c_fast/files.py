@@ -1,27 +1,36 @@
 """Files people asked for: written whole or not at all, with one line when that fails."""
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file beside its final name, then rename it there.
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file beside its final name, flush it to the disk, then rename it over that name.
 
     Raises:
-        UserError: the folder or file cannot be written.
+        UserError: the folder or file cannot be written, the disk is full; what was there before stays.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        with suppress(OSError):  # it may not even have come to be
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON; errors as `write_bytes`."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    # File names that are not UTF-8 hold lone surrogates; backslashreplace spells them as JSON escapes.
+    write_bytes(path, text.encode(errors="backslashreplace"))

@@ -114,7 +114,7 @@ class InterImageLoss(nn.Module):
         """
         check_tensor("features", features, 4)
         check_tensor("maps", maps, 3)
-        check_same("H·W of maps", maps[0].numel(), "H·W of features", features[0, 0].numel())
+        check_same("H·W of maps", maps.shape[1:].numel(), "H·W of features", features.shape[2:].numel())
         if self.training and self._pending is not None:
             if not self.auto_commit:
                 raise RuntimeError("auto_commit=False: call commit() after the optimizer step, before the next forward")
@@ -151,6 +151,10 @@ class InterImageLoss(nn.Module):
         if self.auto_commit:
             self.commit()
         return super().state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._pending = None  # it belongs to the state that is being replaced
+        super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
         return (

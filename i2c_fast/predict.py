@@ -19,10 +19,9 @@ from .errors import UserError
 from .evaluation import PaperProtocol
 from .evaluation.boxes import Grey
 from .files import write_json
-from .models import build_localizer
 from .report import draw_overlay, save_picture
 from .runtime import Runtime, open_runtime
-from .training.checkpoint import load_checkpoint
+from .training import load_checkpoint, restore_model
 from .training.logs import Meter
 
 
@@ -57,9 +56,7 @@ class Predictor:
             raise UserError("the checkpoint stores no threshold (its run was not evaluated on boxes); give --threshold")
         self.threshold: int = stored if threshold is None else threshold
         self.protocol = PaperProtocol()
-        self.model = build_localizer(self.config.model.backbone, len(self.classes)).eval()
-        self.model.load_state_dict(state["model"])
-        self.runtime.place(self.model)
+        self.model = self.runtime.place(restore_model(state)).eval()
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image], labels: Sequence[int] | None = None) -> list[Localization]:

@@ -16,14 +16,16 @@ DEBUG = os.environ.get("I2C_FAST_DEBUG") == "1"
 
 
 def check_tensor(name: str, tensor: Tensor, dims: int | tuple[int, ...], integer: bool = False) -> None:
-    """Raise ValueError, with shape, dtype and device, unless `tensor` has `dims` dimensions and that kind of dtype."""
+    """Raise ValueError, with shape, dtype and device, unless `tensor` has `dims` dimensions and that kind of dtype.
+
+    Integers are int32 or int64: the smaller types cannot index, and uint8 cannot hold −100.
+    """
     allowed = (dims,) if isinstance(dims, int) else dims
-    floating = tensor.is_floating_point()
-    right_dtype = not floating and tensor.dtype != torch.bool if integer else floating
+    right_dtype = tensor.dtype in (torch.int32, torch.int64) if integer else tensor.is_floating_point()
     if tensor.dim() not in allowed or not right_dtype:
-        kind = "integer" if integer else "floating-point"
+        kind = "int32 or int64" if integer else "floating-point"
         wanted = " or ".join(map(str, allowed))
-        raise ValueError(f"{name} must be a {kind} tensor of {wanted} dimensions, got {describe(tensor)}")
+        raise ValueError(f"{name} must be {kind} with {wanted} dimensions, got {describe(tensor)}")
 
 
 def check_same(name: str, size: int, other_name: str, other_size: int) -> None:
@@ -46,6 +48,14 @@ def check_labels(labels: Tensor, classes: int) -> None:
         wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
         if wrong.numel():
             raise ValueError(f"label {int(wrong.flatten()[0])} is outside 0…{classes - 1} (and not {IGNORED_LABEL})")
+
+
+def check_indices(indices: Tensor, pixels: int) -> None:
+    """With I2C_FAST_DEBUG=1, raise ValueError that names the first index outside 0…pixels−1."""
+    if DEBUG:
+        wrong = indices[~within(indices, pixels)]
+        if wrong.numel():
+            raise ValueError(f"index {int(wrong[0])} is outside 0…{pixels - 1}")
 
 
 def check_distance(distance: str) -> None:
@@ -77,6 +87,11 @@ def same_class(labels: Tensor) -> Tensor:
 def earlier(same: Tensor) -> Tensor:
     """[N] how many images before each one, in batch order, are in its class."""
     return same.tril(-1).sum(1)
+
+
+def first_true(mask: Tensor) -> Tensor:
+    """[N] column of the first True in each row of an [N, N] mask, 0 where there is none."""
+    return mask.int().argmax(1) if len(mask) else mask.new_zeros(0, dtype=torch.int64)
 
 
 def measure(difference: Tensor, distance: Distance) -> Tensor:

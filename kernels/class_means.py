@@ -10,7 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import IGNORED_LABEL, accumulation_dtype, check_device, check_same, check_tensor, earlier, same_class
+from ._common import (
+    IGNORED_LABEL,
+    accumulation_dtype,
+    check_device,
+    check_same,
+    check_tensor,
+    earlier,
+    first_true,
+    same_class,
+)
 
 
 class ClassMeans(NamedTuple):
@@ -27,7 +36,7 @@ def class_means_reference(values: Tensor, labels: Tensor) -> ClassMeans:
     first = (earlier(same) == 0) & (labels != IGNORED_LABEL)
     counts = torch.where(first, same.sum(1), 0)
     # Each image is added to its class's first row: a NaN stays in its class, as it would not in a matrix product.
-    row = torch.where(labels != IGNORED_LABEL, same.int().argmax(1), torch.arange(len(labels), device=labels.device))
+    row = torch.where(labels != IGNORED_LABEL, first_true(same), torch.arange(len(labels), device=labels.device))
     per_image = values.to(accumulation_dtype(values.dtype)).mean(1)
     sums = torch.zeros_like(per_image).index_add(0, row, per_image)
     means = torch.where(first[:, None], sums / counts.clamp(min=1)[:, None], 0.0)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import check_device, check_same, check_tensor, describe, within
+from ._common import check_device, check_indices, check_same, check_tensor, describe, within
 
 # The slots carry indices as fp32 "gradients", which hold integers exactly up to here.
 MAX_TAPPED_PIXELS = 1 << 24
@@ -66,12 +66,14 @@ class _GatherThroughSlots(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, columns: Tensor, carrier: Tensor, features: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
+        ctx.pixels = features.shape[2] * features.shape[3]
         return gather_pixels_reference(features, indices)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (indices,) = ctx.saved_tensors
-        return gradients[0], indices.float(), None, None
+        inside = within(indices, ctx.pixels)
+        return torch.where(inside[..., None], gradients[0], 0.0), indices.float(), None, None
 
 
 def tap(features: Tensor, k: int) -> tuple[Tensor, Slots]:
@@ -114,6 +116,7 @@ def gather_pixels(features: Tensor, indices: Tensor, slots: Slots | None = None)
     check_tensor("indices", indices, 2, integer=True)
     check_same("len(indices)", len(indices), "len(features)", len(features))
     check_device(features=features, indices=indices)
+    check_indices(indices, features.shape[2] * features.shape[3])
     if slots is None:
         return gather_pixels_reference(features, indices)
     expected = (len(features), indices.shape[1], features.shape[1])

@@ -20,9 +20,11 @@ def label_cam_reference(
     dtype = accumulation_dtype(x.dtype)
     valid = within(classes, len(weight))
     rows = classes.clamp(0, len(weight) - 1)
+    # Zeroed where no class is chosen: a NaN in an ignored image stays out of the gradient of class 0.
+    chosen = torch.where(valid[..., None], weight[rows], 0.0)
     # An ambient autocast would round the products to half precision; the contract is fp32 accumulation.
     with torch.autocast(x.device.type, enabled=False):
-        maps = torch.einsum("nchw,nlc->nlhw", x.to(dtype), weight[rows].to(dtype))
+        maps = torch.einsum("nchw,nlc->nlhw", x.to(dtype), chosen.to(dtype))
         if bias is not None:
             maps = maps + bias[rows].to(dtype)[..., None, None]
     maps = torch.where(valid[..., None, None], maps, torch.nan)
@@ -54,6 +56,9 @@ def label_cam(x: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = N
     check_tensor("labels", labels, (1, 2), integer=True)
     check_same("x.shape[1]", x.shape[1], "weight.shape[1]", weight.shape[1])
     check_same("len(labels)", len(labels), "len(x)", len(x))
+    if bias is not None:
+        check_tensor("bias", bias, 1)
+        check_same("len(bias)", len(bias), "len(weight)", len(weight))
     check_device(x=x, weight=weight, labels=labels, bias=bias)
     check_labels(labels, len(weight))
     return label_cam_reference(x, weight, labels, bias, normalize)

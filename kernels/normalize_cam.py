@@ -8,15 +8,16 @@ In PyTorch: ``low = maps.amin((-2, -1), keepdim=True); (maps - low) / (maps.amax
 import torch
 from torch import Tensor
 
-from ._common import check_tensor
+from ._common import accumulation_dtype, check_tensor
 
 
 def normalize_cam_reference(maps: Tensor) -> Tensor:
     """Plain PyTorch specification of `normalize_cam`."""
-    low = maps.amin((-2, -1), keepdim=True)
-    span = maps.amax((-2, -1), keepdim=True) - low
+    m = maps.to(accumulation_dtype(maps.dtype))  # the span of an fp16 map may exceed what fp16 holds
+    low = m.amin((-2, -1), keepdim=True)
+    span = m.amax((-2, -1), keepdim=True) - low
     constant = span == 0
-    return torch.where(constant, 0.0, (maps - low) / torch.where(constant, 1.0, span))
+    return torch.where(constant, 0.0, (m - low) / torch.where(constant, 1.0, span)).to(maps.dtype)
 
 
 def normalize_cam(maps: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ._common import (
     check_same,
     check_tensor,
     earlier,
+    first_true,
     measure,
     same_class,
 )
@@ -32,7 +33,7 @@ def pair_consistency_loss_reference(
     partners = same & (place % 2 == 0)[:, None] & (place == place[:, None] + 1)
     paired = partners.any(1)
     v = values.to(accumulation_dtype(values.dtype))
-    difference = torch.where(paired[:, None, None], v - v[partners.int().argmax(1)], 0.0)
+    difference = torch.where(paired[:, None, None], v - v[first_true(partners)], 0.0)
     per_pair = measure(difference, distance).mean(1)
     return torch.where(paired, per_pair, 0.0).sum(), paired.sum()
 

@@ -34,7 +34,8 @@ def sample_pixels_reference(
 
     if choice == "random":
         images = torch.arange(len(m), device=m.device) if image_ids is None else image_ids.long()
-        word = philox((seed[0], seed[0] >> 32), (pixels, images[:, None], seed[1], seed[1] >> 32))[0]
+        run, step = seed.long()  # int32 cannot be shifted by 32
+        word = philox((run, run >> 32), (pixels, images[:, None], step, step >> 32))[0]
     else:
         word = torch.zeros_like(above, dtype=torch.int64)
     # The pixel's index in the low bits breaks ties between equal words, so the order is total.

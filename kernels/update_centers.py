@@ -14,6 +14,8 @@ from ._common import check_device, check_same, check_tensor, within
 
 def update_centers_reference(centers: Tensor, steps: Tensor, labels: Tensor, means: Tensor, alpha: float) -> None:
     """Plain PyTorch specification of `update_centers`."""
+    if not len(labels):
+        return
     means = means.to(centers.dtype)
     usable = within(labels, len(centers)) & means.isfinite().all(1)
     # Shapes must not depend on the data, so every row writes: one that has nothing to say repeats a row that has, or,

@@ -1,10 +1,15 @@
 """What all tests share: few threads, one seed a test, repeatable examples, and no GPU tests where there is no GPU."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from i2c_fast.config import Config, build_config
+from i2c_fast.data.generated import write_generated
 
 THREADS = 2  # tests are small: more threads only wait for each other
 
@@ -27,3 +32,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated ILSVRC tree of 3 classes, 8 training and 4 validation images each, 32 px. Not to be written to."""
+    root = tmp_path_factory.mktemp("tiny") / "set"
+    write_generated(root, seed=0, classes=3, train_images=8, val_images=4, size=32)
+    return root
+
+
+TINY = (
+    "data.image_size=32", "data.short_side=36", "data.workers=0", "model.backbone=resnet18", "model.weights=none",
+    "batch.classes=3", "batch.images=2", "stage0.epochs=1", "stage0.lr=0.01", "i2c.epochs=1", "i2c.lr=0.01",
+    "optim.head_factor=1", "optim.head_bias_factor=1", "eval.threshold_step=16", "run.device=cpu",
+    "run.deterministic=true", "run.log_every=3",
+)  # fmt: skip
+
+
+@pytest.fixture
+def tiny_config(tiny_set: Path) -> Callable[..., Config]:
+    """Configurations of a run that takes a second or two: 4 steps an epoch, one epoch of each stage."""
+    return lambda *overrides: build_config({}, "tests", (f"data.root={tiny_set}", *TINY, *overrides))

@@ -26,7 +26,11 @@ cv2.setNumThreads(0)
 
 
 class UnreadableImageError(Exception):
-    """A file that does not decode to an image."""
+    """A file that does not decode to an image; `reason` says why without naming it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
 
 
 def read_image(path: Path) -> Image:
@@ -40,10 +44,12 @@ def read_image(path: Path) -> Image:
     try:
         data = np.fromfile(path, np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
-    except (OSError, cv2.error) as error:
-        raise UnreadableImageError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UnreadableImageError(path, error.strerror or str(error)) from None
+    except cv2.error as error:
+        raise UnreadableImageError(path, " ".join(str(error).split())) from None
     if image is None:
-        raise UnreadableImageError(f"{path} does not decode to an image")
+        raise UnreadableImageError(path, "does not decode to an image" if data.size else "is empty")
     return image.astype(np.uint8, copy=False)
 
 

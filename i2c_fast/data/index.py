@@ -1,5 +1,6 @@
 """The one index every layout is read into: which images there are, their classes and, where known, their boxes."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -45,6 +46,11 @@ class ImageIndex:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def fingerprint(self) -> str:
+        """Digest of paths, labels and class names: equal for equal splits, wherever they lie."""
+        parts = "\n".join((*self.classes, *self.paths)).encode(errors="surrogateescape") + self.labels.tobytes()
+        return hashlib.sha256(parts).hexdigest()
 
     def file(self, i: int) -> Path:
         """Where the i-th image is stored."""

@@ -1,14 +1,15 @@
 """The OpenCV loader: worker processes turn batch plans into uint8 batches."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .images import Image, read_image, resize, train_crop
+from ..errors import UserError
+from .images import Image, UnreadableImageError, read_image, resize, train_crop
 from .index import ImageIndex
 from .sampler import ClassPairedSampler
 
@@ -20,6 +21,7 @@ class TrainBatch(NamedTuple):
     labels: Tensor  # int64 [N]
     groups: Tensor  # int64 [N] slot numbers
     image_ids: Tensor  # int64 [N] place in the global batch
+    unreadable: tuple[tuple[int, str], ...]  # (image of the index, reason) of those replaced
 
 
 class EvalBatch(NamedTuple):
@@ -45,12 +47,29 @@ class TrainBatches(Dataset[TrainBatch]):
 
     def __getitem__(self, position: tuple[int, int]) -> TrainBatch:
         plan = self.sampler.plan(*position)
+        unreadable: dict[int, str] = {}
         images = [
-            train_crop(read_image(self.index.file(i)), self.short_side, self.image_size, place, flip)
+            train_crop(self._read(int(i), unreadable), self.short_side, self.image_size, place, flip)
             for i, place, flip in zip(plan.indices, plan.crops, plan.flips, strict=True)
         ]
-        ids = torch.arange(len(images))
-        return TrainBatch(stack(images), torch.from_numpy(plan.labels), torch.from_numpy(plan.groups), ids)
+        return TrainBatch(
+            stack(images),
+            torch.from_numpy(plan.labels),
+            torch.from_numpy(plan.groups),
+            torch.arange(len(images)),
+            tuple(unreadable.items()),
+        )
+
+    def _read(self, image: int, unreadable: dict[int, str]) -> Image:
+        """The image, or in its place the next readable one of its class: again a function of nothing but the index."""
+        members = self.sampler.members_of(int(self.index.labels[image]))
+        start = int(np.searchsorted(members, image))
+        for candidate in np.roll(members, -start).tolist():
+            try:
+                return read_image(self.index.file(candidate))
+            except UnreadableImageError as error:
+                unreadable[candidate] = error.reason
+        raise UserError(f"no image of class {self.index.classes[self.index.labels[image]]} is readable")
 
 
 class EvalBatches(Dataset[EvalBatch]):
@@ -65,7 +84,7 @@ class EvalBatches(Dataset[EvalBatch]):
     def __getitem__(self, number: int) -> EvalBatch:
         start = number * self.batch_size
         indices = range(start, min(start + self.batch_size, len(self.index)))
-        images = [read_image(self.index.file(i)) for i in indices]
+        images = [self._read(i) for i in indices]
         return EvalBatch(
             stack([resize(image, self.image_size, self.image_size) for image in images]),
             torch.from_numpy(self.index.labels[indices.start : indices.stop]),
@@ -73,22 +92,69 @@ class EvalBatches(Dataset[EvalBatch]):
             torch.arange(indices.start, indices.stop),
         )
 
+    def _read(self, image: int) -> Image:
+        try:
+            return read_image(self.index.file(image))
+        except UnreadableImageError as error:
+            # A score over fewer images would not compare, so nothing takes its place.
+            raise UserError(
+                f"validation image {self.index.file(image)} is unreadable ({error.reason}); mend it, or leave it out "
+                "by data.blacklist (`i2c-fast validate-data` writes one)"
+            ) from None
+
 
 def train_loader(batches: TrainBatches, positions: list[tuple[int, int]], workers: int) -> Iterator[TrainBatch]:
-    """Batches at the given (epoch, step) positions, in that order, prefetched by `workers` processes (0: none)."""
-    return iter(_loader(batches, positions, workers))
+    """Batches at the given (epoch, step) positions, in that order, prefetched by `workers` processes (0: none).
+
+    Raises:
+        UserError: a class without a readable image, or a loader process that died.
+    """
+    return _deliver(_UserErrorsAsItems(batches), positions, workers)
 
 
 def eval_loader(batches: EvalBatches, workers: int) -> Iterator[EvalBatch]:
-    """All batches of a split in order."""
-    return iter(_loader(batches, list(range(len(batches))), workers))
+    """All batches of a split in order.
+
+    Raises:
+        UserError: an unreadable image, or a loader process that died.
+    """
+    return _deliver(_UserErrorsAsItems(batches), list(range(len(batches))), workers)
 
 
-def _loader(batches: Dataset[TrainBatch] | Dataset[EvalBatch], positions: list, workers: int) -> DataLoader:  # type: ignore[type-arg]
-    return DataLoader(
-        batches,  # type: ignore[arg-type]
+class _Failure(NamedTuple):
+    message: str
+
+
+class _UserErrorsAsItems(Dataset[Any]):
+    """Hands a `UserError` on as an item: raised in a loader process it would arrive wrapped in a traceback's text."""
+
+    def __init__(self, batches: Dataset[Any]) -> None:
+        self.batches = batches
+
+    def __getitem__(self, position: Any) -> Any:
+        try:
+            return self.batches[position]
+        except UserError as error:
+            return _Failure(str(error))
+
+
+def _deliver(batches: Dataset[Any], positions: list[Any], workers: int) -> Iterator[Any]:
+    loader: DataLoader[Any] = DataLoader(
+        batches,
         batch_size=None,  # an item is a whole batch: its plan, not the loader, decides what is in it
         sampler=positions,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
+    try:
+        for item in loader:
+            if isinstance(item, _Failure):
+                raise UserError(item.message)
+            yield item
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"a loader process died ({str(error).splitlines()[0]}); is memory or shared memory short? "
+            "Lower data.workers, or load in the training process with data.workers=0"
+        ) from None

@@ -45,6 +45,10 @@ class ClassPairedSampler:
         self.batch_size = classes * images
         self.steps_per_epoch = -(-len(labels) // self.batch_size)
 
+    def members_of(self, label: int) -> NDArray[np.int64]:
+        """Images of a class, in index order."""
+        return self.members[int(np.searchsorted(self.present, label))]
+
     def plan(self, epoch: int, step: int) -> BatchPlan:
         """The batch at (epoch, step)."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch, step])))

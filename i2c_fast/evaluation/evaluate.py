@@ -49,7 +49,8 @@ def evaluate(
                 images = normalize_images(batch.images, runtime.device)
                 labels = batch.labels.to(runtime.device)
                 scores, maps = _scores_and_maps(model, images, labels, runtime, image_size, ten_crop)
-                ranks.append((scores > scores.gather(1, labels[:, None])).sum(1).cpu())
+                # Ties and NaN count against the label: a model that gives every class one score recognizes nothing.
+                ranks.append((~(scores < scores.gather(1, labels[:, None]))).sum(1).cpu() - 1)
                 # OpenCV and NumPy leave the interpreter lock, so threads box one batch while the next is computed.
                 described = zip(maps.cpu().numpy(), batch.sizes.tolist(), batch.indices.tolist(), strict=True)
                 verdicts += [pool.submit(_verdict, protocol, raw, size, index.boxes[i]) for raw, size, i in described]

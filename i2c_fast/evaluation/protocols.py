@@ -13,7 +13,7 @@ from .boxes import Boxes, Grey, intersection_over_union, largest_region_boxes
 class PaperProtocol:
     """The paper's protocol (section 3.3, after CAM), with what it leaves open decided and written down.
 
-    1. The raw map is min–max normalized; a constant map, or one with a NaN, becomes zeros.
+    1. The raw map is min–max normalized; a constant map, or one with a NaN or infinity, becomes zeros.
     2. It is resized bilinearly to the stored image's size and becomes uint8(255·m), truncated.
     3. At threshold t the region is value > t, t in 0…254; the box is the tight one of the largest 8-connected region,
        with inclusive pixel bounds. No region, no box.
@@ -34,9 +34,11 @@ class PaperProtocol:
     def grey(self, raw: NDArray[np.float32], width: int, height: int) -> Grey:
         """Raw map [h, w] → uint8 [height, width] (steps 1 and 2)."""
         low, high = raw.min(), raw.max()
-        if not np.isfinite(high - low) or high == low:
+        with np.errstate(over="ignore", invalid="ignore"):
+            span = high - low
+        if not np.isfinite(span) or span == 0:
             return np.zeros((height, width), np.uint8)
-        scaled = cv2.resize((raw - low) / (high - low), (width, height), interpolation=cv2.INTER_LINEAR)
+        scaled = cv2.resize((raw - low) / span, (width, height), interpolation=cv2.INTER_LINEAR)
         return (scaled * 255).clip(0, 255).astype(np.uint8)
 
     def boxes(self, grey: Grey) -> Boxes:

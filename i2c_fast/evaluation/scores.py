@@ -71,6 +71,15 @@ class Scores:
         return result
 
 
+def headline(summary: dict[str, Any]) -> str:
+    """The main errors of a `Scores.summary` on one line."""
+    parts = [f"cls top-1 {summary['cls_top1']:.2f}", f"top-5 {summary['cls_top5']:.2f}"]
+    for metric, name in (("loc_top1", "loc top-1"), ("loc_top5", "top-5"), ("gt_known", "gt-known")):
+        if metric in summary:
+            parts.append(f"{name} {summary[metric]['error']:.2f}")
+    return "error %: " + "  ".join(parts)
+
+
 def paired_difference(
     first: Scores, second: Scores, metric: str, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
@@ -94,3 +103,9 @@ def paired_difference(
     low, high = np.percentile(b - a, [2.5, 97.5])
     difference = 100 * (right[0].mean(0).max() - right[1].mean(0).max())
     return {"difference": float(difference), "interval_95": [float(low), float(high)]}
+
+
+def paired_differences(first: Scores, second: Scores) -> dict[str, dict[str, Any]]:
+    """`paired_difference` of Top-1 classification and, where there are boxes, of Top-1 and Gt-known localization."""
+    metrics = ("cls_top1", "loc_top1", "gt_known") if first.boxed.any() else ("cls_top1",)
+    return {metric: paired_difference(first, second, metric) for metric in metrics}

@@ -89,7 +89,7 @@ def find_backbone(name: str) -> BackboneSpec:
     """The registered backbone of that name; UserError with the nearest name if there is none."""
     if name not in BACKBONES:
         nearest = difflib.get_close_matches(name.lower(), BACKBONES, n=1, cutoff=0)[0]
-        raise UserError(f"unknown backbone {name!r}: did you mean {nearest!r}? There are {', '.join(BACKBONES)}")
+        raise UserError(f"model.backbone={name} is unknown; did you mean {nearest}? There are {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 

@@ -91,7 +91,10 @@ def save_picture(path: Path, picture: Image) -> None:
     Raises:
         UserError: the file cannot be written, or the suffix names no picture format.
     """
+    if not cv2.haveImageWriter(f"picture{path.suffix}"):
+        raise UserError(f"cannot write {path}: {path.suffix or 'no suffix'} names no picture format; use .png")
     encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not encoded:
-        raise UserError(f"cannot encode a picture as {path.suffix}")
+        size = f"{picture.shape[1]} x {picture.shape[0]}"
+        raise UserError(f"cannot write {path}: a picture of {size} pixels is too large for its format; use .png")
     write_bytes(path, data.tobytes())

@@ -1,17 +1,23 @@
-"""Training: step → loop, with optimizer, timeline, logs and checkpoints beside them."""
+"""Training: step → loop → run, with optimizer, timeline, logs and checkpoints beside them."""
 
-from .checkpoint import checkpoint_path, checkpoints_of, load_checkpoint, save_checkpoint
-from .loop import Trainer, headline, load_model_state
+from .checkpoint import checkpoints_of, load_checkpoint, restore_model, save_checkpoint
+from .loop import RunStopped, Trainer
+from .run import build_trainer, open_split, score_checkpoint, start_run
+from .signals import STOPPED_STATUS
 from .step import TERMS, TrainStep
 
 __all__ = [
+    "STOPPED_STATUS",
     "TERMS",
+    "RunStopped",
     "TrainStep",
     "Trainer",
-    "checkpoint_path",
+    "build_trainer",
     "checkpoints_of",
-    "headline",
     "load_checkpoint",
-    "load_model_state",
+    "open_split",
+    "restore_model",
     "save_checkpoint",
+    "score_checkpoint",
+    "start_run",
 ]

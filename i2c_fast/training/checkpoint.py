@@ -1,14 +1,19 @@
 """Checkpoints: all that a continuation needs, in a file that is whole or absent."""
 
-import os
+import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
+from torch import Tensor
 
 from ..data import RESIZE
 from ..errors import UserError
+from ..files import write_bytes
+from ..models import Localizer, build_localizer
 
 FORMAT = 1
 
@@ -23,30 +28,61 @@ def checkpoints_of(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*.pt"))
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path`: into a temporary file, flushed to disk, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, "resize": RESIZE, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 0) -> None:
+    """Write `state`, whole or not at all, and drop all but the folder's last `keep` checkpoints (0: keep all).
+
+    Raises:
+        UserError: it cannot be written; earlier checkpoints are untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "resize": RESIZE, **state}, buffer)
+    write_bytes(path, buffer.getbuffer())
+    if keep:
+        for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
+            old.unlink()
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, tensors on the CPU; given a run folder, its newest.
+def save_weights(path: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
+    """Write model weights as safetensors, with `facts` as its metadata."""
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, facts))
+
+
+def load_checkpoint(path: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Read a checkpoint, tensors on the CPU.
 
     Only tensors and plain values are loaded: a pickle that would run code is refused.
+
+    Args:
+        path: the file; or a run folder, whose newest readable one is taken.
+        warn: told, in a line, of each newer one that was passed over.
 
     Raises:
         UserError: no such file, no checkpoint of ours, or one written with another way of resizing.
     """
-    if path.is_dir():
-        found = checkpoints_of(path)
-        if not found:
-            raise UserError(f"{path} holds no checkpoint (looked for {path / 'checkpoints' / 'step-*.pt'})")
-        path = found[-1]
+    if not path.is_dir():
+        return _load_file(path)
+    found = checkpoints_of(path)
+    if not found:
+        raise UserError(f"{path} holds no checkpoint (looked for {path / 'checkpoints' / 'step-*.pt'})")
+    for candidate in reversed(found):
+        try:
+            return _load_file(candidate)
+        except UserError as error:
+            if candidate == found[0]:
+                raise
+            if warn is not None:
+                warn(f"{error}; going back to the one before")
+    raise AssertionError("the loop returns or raises")
+
+
+def restore_model(state: dict[str, Any]) -> Localizer:
+    """The model of a checkpoint, on the CPU."""
+    model = build_localizer(state["config"]["model"]["backbone"], len(state["classes"]))
+    model.load_state_dict(state["model"])
+    return model
+
+
+def _load_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,41 +11,61 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from ..errors import UserError
+from ..files import write_bytes
+
 # Seconds between progress lines where there is no terminal to draw a bar on.
 PLAIN_INTERVAL = 30.0
 
 
 class RunLog:
-    """Writes ``log.jsonl`` and TensorBoard events of a run folder.
+    """Writes ``log.jsonl`` and TensorBoard events of a run folder, while open as a context.
 
     Opened at a step, it first drops what a previous process logged at that step or later, so that a resumed run's log
     reads like an undisturbed one's.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self.path = run / "log.jsonl"
-        if self.path.exists():
-            kept = [line for line in self.path.read_text("utf-8").splitlines(True) if _before(line, step)]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(kept), "utf-8")
-            temporary.replace(self.path)
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+        self.run, self.path, self.first = run, run / "log.jsonl", step
+
+    def __enter__(self) -> Self:
+        with self._disk_errors():
+            lines = self.path.read_text("utf-8").splitlines(True) if self.path.exists() else []
+            kept = "".join(line for line in lines if _before(line, self.first))
+            write_bytes(self.path, kept.encode())
+            self.file = self.path.open("a", encoding="utf-8")
+            self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What could not be written was reported where it happened; here it must not hide that error.
+        with suppress(OSError):
+            self.file.close()
+        with suppress(OSError):
+            self.board.close()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Log values of one step; ``kind`` is ``train`` or ``evaluation``."""
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in _numbers(values).items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)
+        with self._disk_errors():
+            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            for name, value in _numbers(values).items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def flush(self) -> None:
         """Hand everything logged so far to the operating system."""
-        self.file.flush()
-        self.board.flush()
+        with self._disk_errors():
+            self.file.flush()
+            self.board.flush()
 
-    def close(self) -> None:
-        self.file.close()
-        self.board.close()
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write the logs in {self.run}: {error.strerror or error}") from None
 
 
 def _before(line: str, step: int) -> bool:

@@ -1,7 +1,6 @@
 """The training loop: stages, epochs, evaluations, logs, checkpoints."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,209 +10,194 @@ from rich.console import Console
 from torch import Tensor
 
 from ..config import Config, as_dict
-from ..data import ClassPairedSampler, ImageIndex, TrainBatch, TrainBatches, read_split, train_loader
+from ..data import ClassPairedSampler, ImageIndex, TrainBatch, TrainBatches, train_loader
 from ..errors import UserError
-from ..evaluation import PaperProtocol, Scores, evaluate
+from ..evaluation import Scores, headline
 from ..losses import InterImageLoss
-from ..models import BACKBONES, Localizer, build_localizer, load_imagenet_weights
-from ..runtime import Runtime, open_runtime, seed_all
-from .checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from ..models import Localizer, find_backbone
+from ..runtime import Runtime, seed_all
+from .checkpoint import checkpoint_path, save_checkpoint
 from .logs import Meter, RunLog
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
+from .scoring import score_split
+from .signals import StopRequest
 from .step import TERMS, TrainStep
 from .timeline import Timeline
+from .unreadable import UnreadableImages
 
 
-@dataclass
+class RunStopped(Exception):
+    """The run ended early on request, with a checkpoint to continue from."""
+
+
 class Trainer:
-    """One run: builds everything from a configuration, trains, and keeps the run folder.
+    """Trains a model along its timeline and keeps the run folder.
 
-    Attributes:
+    Args:
         config: resolved configuration. run: folder of logs and checkpoints.
-        state: a checkpoint to continue from, as `load_checkpoint` gives it.
+        model: on the runtime's device.
+        train, val: the splits.
     """
 
-    config: Config
-    run: Path
-    console: Console
-    state: dict[str, Any] | None = None
-    step: int = field(init=False, default=0)
-    scores: Scores | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        config = self.config
-        self.runtime: Runtime = open_runtime(
-            config.run.device, config.run.precision, config.run.deterministic, config.run.threads
-        )
-        self.train_index = read_split(config.data.root, "train", config.data.layout)
-        self.val_index = read_split(config.data.root, "val", config.data.layout)
-        self.sampler = ClassPairedSampler(
-            self.train_index.labels, config.batch.classes, config.batch.images, config.run.seed
-        )
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        model: Localizer,
+        train: ImageIndex,
+        val: ImageIndex,
+        runtime: Runtime,
+        console: Console,
+    ) -> None:
+        self.config, self.run, self.model, self.runtime, self.console = config, run, model, runtime, console
+        self.train_index, self.val_index = train, val
+        self.sampler = ClassPairedSampler(train.labels, config.batch.classes, config.batch.images, config.run.seed)
         self.timeline = Timeline(config, self.sampler.steps_per_epoch)
-        seed_all(config.run.seed)
-        self.model = self.runtime.place(self._build_model())
-        self.criterion: InterImageLoss | None = None
-        self._open_stage()
-        if self.state is not None:
-            self._restore(self.state)
+        self.unreadable = UnreadableImages(run, train, config.data.max_unreadable, console)
+        self.step = 0  # steps done
+        self.epoch_closed = True  # at an epoch's end: it was evaluated if that was due
+        self.skipped_in_row = 0
+        self.scores: Scores | None = None  # of the last evaluation in this process
+        self.summary: dict[str, Any] | None = None  # of the last evaluation of the run
+        self._open_stage(self.timeline.place(0).stage)
 
     def train(self) -> Scores | None:
-        """Train to the end; returns the final evaluation."""
-        log = RunLog(self.run, self.step)
-        # One loader for the rest of the run: its processes go on with the next epoch while this one is evaluated.
-        data = self.config.data
-        batches = train_loader(
-            TrainBatches(self.train_index, self.sampler, data.image_size, data.short_side),
-            [self.timeline.place(step)[1:3] for step in range(self.step, self.timeline.steps)],
-            data.workers,
-        )
-        try:
-            while self.step < self.timeline.steps:
-                if self.step and self.timeline.starts_stage(self.step):
-                    self._open_stage()
-                self._train_epoch(batches, log)
-                self._finish_epoch(log)
-            return self.scores
-        finally:
-            log.close()
+        """Train from where the state stands to the end; returns the final evaluation.
 
-    def _train_epoch(self, batches: Iterator[TrainBatch], log: RunLog) -> None:
-        config, place = self.config, self.timeline.place(self.step)
+        Raises:
+            RunStopped: a signal asked for it; the checkpoint is written.
+            UserError: too many steps in a row were not finite, too many images unreadable, or the disk is full.
+        """
+        data = self.config.data
+        with StopRequest() as stop, RunLog(self.run, self.step) as log:
+            # One loader for the rest of the run: its processes go on with the next epoch while this one is evaluated.
+            batches = train_loader(
+                TrainBatches(self.train_index, self.sampler, data.image_size, data.short_side),
+                [self.timeline.place(step)[1:3] for step in range(self.step, self.timeline.steps)],
+                data.workers,
+            )
+            if not self.epoch_closed and self.step % self.timeline.steps_per_epoch == 0:
+                self._close_epoch(log, stop)
+            while self.step < self.timeline.steps:
+                place = self.timeline.place(self.step)
+                if self.step and place.step_in_stage == 0:
+                    self._open_stage(place.stage)
+                self._train_epoch(batches, log, stop)
+                self._close_epoch(log, stop)
+        return self.scores
+
+    def _train_epoch(self, batches: Iterator[TrainBatch], log: RunLog, stop: StopRequest) -> None:
+        run, per_epoch = self.config.run, self.timeline.steps_per_epoch
+        place = self.timeline.place(self.step)
         stage = self.timeline.stages[place.stage]
-        left = self.timeline.steps_per_epoch - place.step_in_epoch
-        title = f"{place.stage} epoch {place.epoch + 1}/{self.timeline.epochs}"
         unread: list[tuple[int, float, Tensor]] = []
         self.model.train()
-        with Meter(self.console, title, self.timeline.steps_per_epoch, place.step_in_epoch) as meter:
-            for batch in islice(batches, left):
-                step_in_stage = self.timeline.place(self.step).step_in_stage
-                rate = learning_rate(stage, step_in_stage, self.timeline.steps_per_epoch)
+        title = f"{place.stage} epoch {place.epoch + 1}/{self.timeline.epochs}"
+        with Meter(self.console, title, per_epoch, place.step_in_epoch) as meter:
+            for batch in islice(batches, per_epoch - place.step_in_epoch):
+                self.unreadable.note(batch.unreadable)
+                rate = learning_rate(stage, self.timeline.place(self.step).step_in_stage, per_epoch)
                 set_learning_rate(self.train_step.optimizer, rate)
-                seed_all(config.run.seed, self.step)
+                seed_all(run.seed, self.step)
                 unread.append((self.step, rate, self.train_step(batch)))
                 self.step += 1
+                self.epoch_closed = False
+                due = run.checkpoint_every > 0 and self.step % run.checkpoint_every == 0
+                ends = self.step % per_epoch == 0
                 note = ""
-                if self.step % config.run.log_every == 0 or self.step % self.timeline.steps_per_epoch == 0:
+                if self.step % run.log_every == 0 or due or ends or stop.requested:
                     note = self._log_steps(log, place.stage, unread)
                 meter.advance(1, len(batch.images), note)
+                if stop.requested:
+                    self._stop(stop)
+                if due and not ends:
+                    self._save()
 
     def _log_steps(self, log: RunLog, stage: str, unread: list[tuple[int, float, Tensor]]) -> str:
         # The only place where the loop waits for the device, and it reads many steps at once.
-        rows = torch.stack([terms for *_, terms in unread]).tolist()
+        rows = [dict(zip(TERMS, row, strict=True)) for row in torch.stack([terms for *_, terms in unread]).tolist()]
         for (step, rate, _), row in zip(unread, rows, strict=True):
-            log.write("train", step, {"stage": stage, "lr": rate, **dict(zip(TERMS, row, strict=True))})
+            log.write("train", step, {"stage": stage, "lr": rate, **row})
+            self.skipped_in_row = self.skipped_in_row + 1 if row["skipped"] else 0
+            if self.skipped_in_row >= self.config.run.max_skipped:
+                log.flush()
+                raise UserError(
+                    f"{self.skipped_in_row} steps in a row were not finite (the last is step {step}); lower "
+                    f"{stage}.lr or the loss weights, or raise run.max_skipped"
+                )
         log.flush()
         unread.clear()
-        last = dict(zip(TERMS, rows[-1], strict=True))
-        return f"loss {last['loss']:.3f}  accuracy {100 * last['accuracy']:.0f} %"
+        return f"loss {rows[-1]['loss']:.3f}  accuracy {100 * rows[-1]['accuracy']:.0f} %"
 
-    def _finish_epoch(self, log: RunLog) -> None:
-        done = self.step // self.timeline.steps_per_epoch
-        config, every = self.config, self.config.eval.every
+    def _close_epoch(self, log: RunLog, stop: StopRequest) -> None:
+        done, every = self.step // self.timeline.steps_per_epoch, self.config.eval.every
         if self.step == self.timeline.steps or (every and done % every == 0):
-            self.scores = evaluate_split(self.model, self.val_index, self.runtime, config, self.console)
-            log.write("evaluation", self.step - 1, {"scores": self.scores.summary()})
+            self.scores = self._score(stop)
+            self.summary = self.scores.summary()
+            log.write("evaluation", self.step - 1, {"scores": self.summary})
             log.flush()
-            self.console.print(f"after epoch {done}: {headline(self.scores)}", highlight=False)
-        save_checkpoint(checkpoint_path(self.run, self.step), self._state())
+            self.console.print(f"after epoch {done}: {headline(self.summary)}", highlight=False)
+        self.epoch_closed = True
+        self._save()
 
-    def _build_model(self) -> Localizer:
-        model = build_localizer(self.config.model.backbone, len(self.train_index.classes))
-        if self.config.model.init:
-            load_model_state(model, load_checkpoint(Path(self.config.model.init)), self.config, self.train_index)
-        elif self.config.model.weights != "none" and self.state is None:
-            report = load_imagenet_weights(model.body, self.config.model.backbone, self.config.model.weights)
-            left_over = f"; left over: {', '.join(report.unexpected)}" if report.unexpected else ""
-            self.console.print(f"ImageNet weights: {report.loaded} tensors loaded{left_over}", highlight=False)
-        return model
+    def _score(self, stop: StopRequest) -> Scores:
+        def leave_if_asked() -> None:
+            if stop.requested:
+                self._stop(stop)
 
-    def _open_stage(self) -> None:
-        """Objective, optimizer and step of the stage the next step is in; momentum starts anew with each stage."""
-        config = self.config
-        stage = self.timeline.place(self.step).stage if self.timeline.steps else "i2c"
-        consistent = stage == "i2c" and (config.i2c.sc_weight > 0 or config.i2c.gc_weight > 0)
-        if consistent:
+        return score_split(self.model, self.val_index, self.runtime, self.config, self.console, leave_if_asked)
+
+    def _stop(self, stop: StopRequest) -> None:
+        self._save()
+        raise RunStopped(f"stopped by {stop.requested} after step {self.step}; continue with --resume")
+
+    def _save(self) -> None:
+        save_checkpoint(checkpoint_path(self.run, self.step), self.state(), self.config.run.keep_checkpoints)
+
+    def _open_stage(self, stage: str) -> None:
+        """Objective, optimizer and step of a stage; momentum starts anew with each."""
+        i2c = self.config.i2c
+        self.criterion: InterImageLoss | None = None
+        if stage == "i2c" and (i2c.sc_weight > 0 or i2c.gc_weight > 0):
             self.criterion = InterImageLoss(
                 len(self.train_index.classes),
-                BACKBONES[config.model.backbone].feature_dim,
-                k=config.i2c.k,
-                threshold=config.i2c.threshold,
-                alpha=config.i2c.alpha,
-                distance=config.i2c.distance,
-                seed_choice=config.i2c.seed_choice,
-                center_update=config.i2c.center_update,
-                seed=config.run.seed,
+                find_backbone(self.config.model.backbone).feature_dim,
+                k=i2c.k,
+                threshold=i2c.threshold,
+                alpha=i2c.alpha,
+                distance=i2c.distance,
+                seed_choice=i2c.seed_choice,
+                center_update=i2c.center_update,
+                seed=self.config.run.seed,
                 auto_commit=False,
             ).to(self.runtime.device)
-        optimizer = build_optimizer(self.model, self.criterion, config.optim)
+        optimizer = build_optimizer(self.model, self.criterion, self.config.optim)
         self.train_step = TrainStep(
-            self.model, self.criterion, optimizer, self.runtime, config.i2c.sc_weight, config.i2c.gc_weight
+            self.model, self.criterion, optimizer, self.runtime, i2c.sc_weight, i2c.gc_weight
         )
 
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """Everything a continuation needs; all randomness follows from the configuration's seed and the step."""
         return {
             "step": self.step,
-            "stage": self.timeline.place(self.step - 1).stage,
+            "epoch_closed": self.epoch_closed,
+            "skipped_in_row": self.skipped_in_row,
             "config": as_dict(self.config),
             "classes": list(self.train_index.classes),
+            "train_fingerprint": self.train_index.fingerprint(),
             "model": self.model.state_dict(),
             "criterion": None if self.criterion is None else self.criterion.state_dict(),
             "optimizer": self.train_step.optimizer.state_dict(),
-            "scores": None if self.scores is None else self.scores.summary(),
+            "scores": self.summary,
         }
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        load_model_state(self.model, state, self.config, self.train_index)
-        # The checkpoint's stage is that of its last step; a stage that starts with the next one opens afresh.
-        self.step = state["step"] - 1
-        self._open_stage()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; the model's weights are loaded too."""
+        self.model.load_state_dict(state["model"])
+        self.step, self.epoch_closed = state["step"], state["epoch_closed"]
+        self.skipped_in_row, self.summary = state["skipped_in_row"], state["scores"]
+        # Objective and optimizer are those of the last step done; a stage that starts with the next opens its own.
+        self._open_stage(self.timeline.place(self.step - 1).stage)
         if self.criterion is not None:
             self.criterion.load_state_dict(state["criterion"])
         self.train_step.optimizer.load_state_dict(state["optimizer"])
-        self.step += 1
-
-
-def load_model_state(model: Localizer, state: dict[str, Any], config: Config, index: ImageIndex) -> None:
-    """Load a checkpoint's weights into a model built for `config` and `index`.
-
-    Raises:
-        UserError: another backbone, or other classes.
-    """
-    trained = state["config"]["model"]["backbone"]
-    if trained != config.model.backbone:
-        raise UserError(f"the checkpoint holds a {trained}, model.backbone is {config.model.backbone}")
-    if tuple(state["classes"]) != index.classes:
-        raise UserError(
-            f"the checkpoint knows {len(state['classes'])} classes ({state['classes'][0]} …), {index.root} has "
-            f"{len(index.classes)} ({index.classes[0]} …); they must be the same"
-        )
-    model.load_state_dict(state["model"])
-
-
-def evaluate_split(
-    model: Localizer, index: ImageIndex, runtime: Runtime, config: Config, console: Console
-) -> Scores:
-    """Score a model on a split as the configuration says, with a progress bar."""
-    with Meter(console, "evaluation", len(index)) as meter:
-        return evaluate(
-            model,
-            index,
-            runtime,
-            PaperProtocol(config.eval.threshold_step),
-            image_size=config.data.image_size,
-            batch_size=config.eval.batch,
-            workers=config.data.workers,
-            ten_crop=config.eval.ten_crop,
-            progress=lambda images: meter.advance(images, images),
-        )
-
-
-def headline(scores: Scores) -> str:
-    """The main errors on one line."""
-    summary = scores.summary()
-    parts = [f"cls top-1 {summary['cls_top1']:.2f}", f"top-5 {summary['cls_top5']:.2f}"]
-    for metric, name in (("loc_top1", "loc top-1"), ("loc_top5", "top-5"), ("gt_known", "gt-known")):
-        if metric in summary:
-            parts.append(f"{name} {summary[metric]['error']:.2f}")
-    return "error %: " + "  ".join(parts)

@@ -2,47 +2,102 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 
-from ..config import Config, as_toml, build_config
-from ..data import read_split
+from ..config import Config, DataConfig, as_toml, build_config, differences
+from ..data import ImageIndex, read_split
 from ..environment import environment
 from ..errors import UserError
 from ..evaluation import Scores
 from ..files import write_bytes, write_json
-from ..models import build_localizer
-from ..runtime import open_runtime
-from .checkpoint import load_checkpoint
-from .loop import Trainer, evaluate_split, load_model_state
+from ..models import Localizer, build_localizer, load_imagenet_weights
+from ..runtime import open_runtime, seed_all
+from .checkpoint import checkpoints_of, load_checkpoint, restore_model, save_weights
+from .loop import Trainer
+from .scoring import score_split
+
+# What may change when a run is continued: it decides where and how fast, not what is computed.
+FREE_ON_RESUME = (
+    "run.device", "run.threads", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.max_skipped",
+    "data.root", "data.layout", "data.metadata", "data.workers", "data.max_unreadable",
+    "model.weights", "model.init",
+    "eval.every", "eval.batch", "eval.threshold_step", "eval.ten_crop",
+)  # fmt: skip
+
+Resume = Literal["never", "auto", "required"]
 
 
-def start_run(config: Config, run: Path, console: Console, resume: bool = False) -> Scores | None:
-    """Train a configuration in the folder `run`, which gets ``config.toml``, ``log.jsonl``, ``tensorboard/``,
-    ``checkpoints/``, ``evaluation.json`` and ``environment.json``.
+def start_run(config: Config, run: Path, console: Console, resume: Resume = "never") -> Scores | None:
+    """Train a configuration in the folder `run`.
+
+    The folder gets ``config.toml``, ``environment.json``, ``log.jsonl``, ``tensorboard/``, ``checkpoints/``, and at the
+    end ``evaluation.json`` and ``weights.safetensors``.
 
     Args:
-        resume: continue from the folder's newest checkpoint.
+        resume: ``required`` continues from the newest readable checkpoint, ``auto`` does if there is one, ``never``
+            wants an empty folder.
+
+    Returns:
+        The final evaluation; None where the run was already complete.
 
     Raises:
-        UserError: a folder with something in it and no `resume`, `resume` without a checkpoint, and all that building
-            the run raises.
+        UserError: a folder in use and no `resume`, a configuration or data set other than the run's, and all that
+            building a run raises. RunStopped: a signal ended the run early.
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; choose another --output")
-    occupied = run.is_dir() and any(run.iterdir())
-    if occupied and not resume:
+    state = None
+    if resume == "required" or (resume == "auto" and checkpoints_of(run)):
+        state = load_checkpoint(run, lambda text: console.print(f"warning: {text}", highlight=False))
+        _check_same_run(config, state)
+    elif resume == "never" and run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty; continue it with --resume, or choose another --output")
-    trainer = Trainer(config, run, console, load_checkpoint(run) if resume else None)
+    trainer = build_trainer(config, run, console, state)
     write_bytes(run / "config.toml", as_toml(config).encode())
     write_json(run / "environment.json", environment())
+    if trainer.step:
+        console.print(f"continuing after step {trainer.step} of {trainer.timeline.steps}", highlight=False)
     scores = trainer.train()
     if scores is not None:
         write_json(run / "evaluation.json", scores.summary())
+        facts = {"backbone": config.model.backbone, "classes": "\n".join(trainer.train_index.classes)}
+        save_weights(run / "weights.safetensors", trainer.model.state_dict(), facts)
     return scores
 
 
-def evaluate_checkpoint(checkpoint: Path, overrides: Iterable[str], console: Console) -> Scores:
+def build_trainer(config: Config, run: Path, console: Console, state: dict[str, Any] | None = None) -> Trainer:
+    """Data, model and trainer of a configuration, continued from `state` if one is given."""
+    runtime = open_runtime(config.run.device, config.run.precision, config.run.deterministic, config.run.threads)
+    train, val = open_split(config.data, "train"), open_split(config.data, "val")
+    seed_all(config.run.seed)
+    model = build_localizer(config.model.backbone, len(train.classes))
+    if state is not None:
+        _check_backbone(state, config)
+        _check_classes(state, train)
+    elif config.model.init:
+        _load_start(model, config, train)
+    elif config.model.init_head == "new":
+        raise UserError("model.init_head=new needs model.init, the checkpoint or run to start from")
+    elif config.model.weights != "none":
+        report = load_imagenet_weights(model.body, config.model.backbone, config.model.weights)
+        left_over = f"; left over: {', '.join(report.unexpected)}" if report.unexpected else ""
+        console.print(f"ImageNet weights: {report.loaded} tensors loaded{left_over}", highlight=False)
+    trainer = Trainer(config, run, runtime.place(model), train, val, runtime, console)
+    if state is not None:
+        if state["train_fingerprint"] != train.fingerprint():
+            raise UserError(f"data.root: {train.root} holds other training images than the run started with")
+        trainer.restore(state)
+    return trainer
+
+
+def open_split(data: DataConfig, split: Literal["train", "val"]) -> ImageIndex:
+    """Index a split as the configuration describes it."""
+    return read_split(data.root, split, data.layout)
+
+
+def score_checkpoint(checkpoint: Path, overrides: Iterable[str], console: Console) -> Scores:
     """Score a checkpoint on the validation split of its own configuration, changed by ``key=value``.
 
     Raises:
@@ -51,8 +106,40 @@ def evaluate_checkpoint(checkpoint: Path, overrides: Iterable[str], console: Con
     state = load_checkpoint(checkpoint)
     config = build_config(state["config"], "the checkpoint", overrides)
     runtime = open_runtime(config.run.device, config.run.precision, config.run.deterministic, config.run.threads)
-    index = read_split(config.data.root, "val", config.data.layout)
-    model = build_localizer(config.model.backbone, len(state["classes"]))
-    load_model_state(model, state, config, index)
-    runtime.place(model)
-    return evaluate_split(model, index, runtime, config, console)
+    index = open_split(config.data, "val")
+    _check_backbone(state, config)
+    _check_classes(state, index)
+    return score_split(runtime.place(restore_model(state)), index, runtime, config, console)
+
+
+def _check_same_run(config: Config, state: dict[str, Any]) -> None:
+    started = build_config(state["config"], "the run's checkpoint")
+    for key, (then, now) in differences(started, config).items():
+        if key not in FREE_ON_RESUME:
+            raise UserError(f"the run was started with {key}={then}, not {now}; give that, or start another --output")
+
+
+def _check_backbone(state: dict[str, Any], config: Config) -> None:
+    trained = state["config"]["model"]["backbone"]
+    if trained != config.model.backbone:
+        raise UserError(f"the checkpoint holds a {trained}, model.backbone is {config.model.backbone}")
+
+
+def _check_classes(state: dict[str, Any], index: ImageIndex, way_out: str = "") -> None:
+    if tuple(state["classes"]) != index.classes:
+        raise UserError(
+            f"the checkpoint knows {len(state['classes'])} classes ({state['classes'][0]} …), {index.root} has "
+            f"{len(index.classes)} ({index.classes[0]} …); they must be the same{way_out}"
+        )
+
+
+def _load_start(model: Localizer, config: Config, index: ImageIndex) -> None:
+    """Weights of ``model.init``; with ``model.init_head=new`` all but the class layer fc8."""
+    state = load_checkpoint(Path(config.model.init))
+    _check_backbone(state, config)
+    weights = dict(state["model"])
+    if config.model.init_head == "new":
+        weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.fc8.")}
+    else:
+        _check_classes(state, index, ", unless model.init_head=new draws the class layer anew")
+    model.load_state_dict(weights)

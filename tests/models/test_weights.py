@@ -112,7 +112,7 @@ def test_another_backbones_checkpoint_is_refused(body: ResNet18Body, tmp_path: P
 
 
 def test_unknown_backbone_is_a_user_error(body: ResNet18Body) -> None:
-    with pytest.raises(UserError, match="did you mean 'resnet18'"):
+    with pytest.raises(UserError, match="did you mean resnet18"):
         load_imagenet_weights(body, "resnet_18")
 
 

@@ -1,0 +1,81 @@
+"""Parameter groups and learning-rate schedules."""
+
+import math
+
+import pytest
+import torch
+
+from i2c_fast import InterImageLoss
+from i2c_fast.config import OptimConfig, StageConfig
+from i2c_fast.models import build_localizer
+from i2c_fast.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+
+
+def test_groups_carry_the_released_factors_and_decay() -> None:
+    model = build_localizer("resnet18", 3)
+    optimizer = build_optimizer(model, None, OptimConfig())
+    set_learning_rate(optimizer, 0.001)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    # ResNet18's convolutions have no bias, BatchNorm has.
+    assert rates == pytest.approx(
+        {"body weights": 0.001, "body biases": 0.002, "head weights": 0.01, "head biases": 0.02}
+    )
+    assert all(group["weight_decay"] == 5e-4 and group["nesterov"] for group in optimizer.param_groups)
+
+
+def test_every_parameter_is_in_exactly_one_group() -> None:
+    model = build_localizer("inception_v3", 3)
+    optimizer = build_optimizer(model, None, OptimConfig())
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    head_biases = next(group for group in optimizer.param_groups if group["name"] == "head biases")
+    assert len(head_biases["params"]) == 3
+
+
+def test_trained_centers_are_a_group_without_decay() -> None:
+    criterion = InterImageLoss(3, 256, center_update="backprop")
+    optimizer = build_optimizer(build_localizer("resnet18", 3), criterion, OptimConfig())
+    group = next(group for group in optimizer.param_groups if group["name"] == "centers")
+    assert group["params"] == [criterion.centers]
+    assert group["factor"] == 1.0
+    assert group["weight_decay"] == 0.0
+
+
+def test_followed_centers_are_not_optimized() -> None:
+    criterion = InterImageLoss(3, 256)
+    optimizer = build_optimizer(build_localizer("resnet18", 3), criterion, OptimConfig())
+    assert all(group["name"] != "centers" for group in optimizer.param_groups)
+
+
+def test_skipping_the_very_first_step_leaves_momentum_zero() -> None:
+    model = build_localizer("resnet18", 3)
+    optimizer = build_optimizer(model, None, OptimConfig())
+    set_learning_rate(optimizer, 0.1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    optimizer.step()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
+
+
+def test_steps_schedule_decays_after_each_milestone() -> None:
+    stage = StageConfig(epochs=5, lr=1e-3, milestones=[2, 3, 4])
+    rates = [learning_rate(stage, step, 10) for step in (0, 19, 20, 30, 40, 49)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5, 1e-6, 1e-6])
+
+
+def test_cosine_schedule_falls_from_lr_to_zero() -> None:
+    stage = StageConfig(epochs=4, lr=0.2, schedule="cosine")
+    assert learning_rate(stage, 0, 10) == pytest.approx(0.2)
+    assert learning_rate(stage, 20, 10) == pytest.approx(0.1)
+    assert learning_rate(stage, 39, 10) == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * 39 / 40)))
+
+
+def test_warm_up_rises_linearly_to_lr_and_never_starts_at_zero() -> None:
+    stage = StageConfig(epochs=2, lr=0.4, schedule="cosine", warmup_epochs=0.5)
+    assert [learning_rate(stage, step, 8) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert learning_rate(stage, 4, 8) == pytest.approx(0.4)
+    rates = [learning_rate(stage, step, 8) for step in range(4, 16)]
+    assert rates == sorted(rates, reverse=True)

@@ -1,0 +1,181 @@
+"""One training step: what it learns from, and that a step that is not finite leaves no trace."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from i2c_fast.config import Config
+from i2c_fast.data import TrainBatch, TrainBatches
+from i2c_fast.kernels import ClassMeans
+from i2c_fast.losses import InterImageLoss
+from i2c_fast.runtime import seed_all
+from i2c_fast.training import TERMS, Trainer, build_trainer
+from i2c_fast.training.optimizer import set_learning_rate
+
+
+@pytest.fixture
+def trainer(tiny_config: Callable[..., Config], tmp_path: Path) -> Trainer:
+    return make_trainer(tiny_config("stage0.epochs=0"), tmp_path)
+
+
+def make_trainer(config: Config, run: Path) -> Trainer:
+    trainer = build_trainer(config, run, Console(quiet=True))
+    trainer.model.train()
+    set_learning_rate(trainer.train_step.optimizer, 0.01)
+    return trainer
+
+
+def batch_of(trainer: Trainer, step: int) -> TrainBatch:
+    return TrainBatches(trainer.train_index, trainer.sampler, 32, 36)[0, step]
+
+
+def take_step(trainer: Trainer, step: int) -> dict[str, float]:
+    seed_all(0, step)
+    return dict(zip(TERMS, trainer.train_step(batch_of(trainer, step)).tolist(), strict=True))
+
+
+def all_state(trainer: Trainer) -> dict[str, Tensor]:
+    """Every tensor a step may change, draws apart: they advance with every step, skipped or not."""
+    state = {f"model.{name}": tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    assert trainer.criterion is not None
+    state |= {f"bank.{name}": t.clone() for name, t in trainer.criterion.state_dict().items() if name != "draws"}
+    for number, entry in trainer.train_step.optimizer.state_dict()["state"].items():
+        state[f"momentum.{number}"] = entry["momentum_buffer"].clone()
+    return state
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def test_loss_is_the_weighted_sum_of_its_terms(trainer: Trainer) -> None:
+    terms = take_step(trainer, 0)
+    assert terms["sc"] > 0
+    assert terms["gc"] > 0
+    assert terms["seed_pixels"] >= 1
+    assert terms["loss"] == pytest.approx(terms["ce"] + 0.008 * terms["sc"] + 0.001 * terms["gc"], rel=1e-6)
+
+
+def test_a_step_moves_weights_statistics_and_centers(trainer: Trainer) -> None:
+    before = all_state(trainer)
+    take_step(trainer, 0)
+    after = all_state(trainer)
+    unmoved = [name for name in before if torch.equal(before[name], after[name])]
+    # conv biases do not exist in the body; every tensor there is takes part
+    assert unmoved == []
+
+
+def test_consistency_terms_pull_features_of_a_class_together(
+    tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    def sc_after(*overrides: str) -> float:
+        trainer = make_trainer(tiny_config("stage0.epochs=0", *overrides), tmp_path)
+        # Plain training measures nothing, so both are measured by a criterion of the test's own.
+        for step in range(12):
+            take_step(trainer, step)
+        batch = batch_of(trainer, 99)
+        with torch.no_grad():
+            _, maps, features = trainer.model((batch.images.float() - 120) / 60, batch.labels)
+            features = features / features.norm(dim=1, keepdim=True).mean()
+            return float(InterImageLoss(3, 256)(features, maps, batch.labels).sc)
+
+    assert sc_after("i2c.sc_weight=0.1") < 0.5 * sc_after("i2c.sc_weight=0", "i2c.gc_weight=0")
+
+
+def nan_in_loss(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
+    import i2c_fast.training.step as step_module
+
+    real = step_module.cross_entropy
+    patch.setattr(step_module, "cross_entropy", lambda *a, **k: real(*a, **k) * torch.nan)
+
+
+def nan_in_feature(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
+    def poison(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[1, 0, 0, 0] = torch.nan
+        return output
+
+    # After the first convolution, so that every BatchNorm behind it sees the NaN in its forward.
+    patch.setattr(trainer.model.body.conv1, "_forward_hooks", {0: poison})  # type: ignore[union-attr]
+
+
+def nan_in_class_mean(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
+    op = sys.modules["i2c_fast.kernels.inter_image_loss"]  # as an attribute that name is the function
+    real = op.class_means
+
+    def poisoned(*arguments: Any) -> ClassMeans:
+        found = real(*arguments)
+        return found._replace(means=found.means * torch.where(found.labels == 1, torch.nan, 1.0)[:, None])
+
+    patch.setattr(op, "class_means", poisoned)
+
+
+def inf_in_gradient(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
+    trainer.model.head.fc8.weight.register_hook(lambda gradient: gradient * torch.inf)
+
+
+@pytest.mark.parametrize("inject", [nan_in_loss, nan_in_feature, nan_in_class_mean, inf_in_gradient])
+def test_a_step_that_is_not_finite_leaves_no_trace(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, inject: Callable[[Trainer, pytest.MonkeyPatch], None]
+) -> None:
+    take_step(trainer, 0)
+    assert trainer.criterion is not None
+    before, draws = all_state(trainer), trainer.criterion.draws.clone()
+    with monkeypatch.context() as patch:
+        inject(trainer, patch)
+        assert take_step(trainer, 1)["skipped"] == 1
+    assert_same(before, all_state(trainer))
+    assert trainer.criterion.draws.tolist() == [draws[0], draws[1] + 1]
+
+
+def test_after_a_skipped_step_training_equals_a_run_that_left_it_out(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disturbed, reference = (make_trainer(tiny_config("stage0.epochs=0"), tmp_path) for _ in range(2))
+    for trainer in (disturbed, reference):
+        take_step(trainer, 0)
+    with monkeypatch.context() as patch:
+        nan_in_loss(disturbed, patch)
+        take_step(disturbed, 1)
+    assert reference.criterion is not None
+    reference.criterion.draws[1] += 1  # the reference never takes step 1, but its draw passes
+    assert take_step(disturbed, 2) == take_step(reference, 2)
+    assert_same(all_state(disturbed), all_state(reference))
+
+
+def test_the_first_step_may_be_the_one_skipped(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = all_state(trainer)
+    with monkeypatch.context() as patch:
+        nan_in_loss(trainer, patch)
+        assert take_step(trainer, 0)["skipped"] == 1
+    assert_same(before, all_state(trainer))
+
+
+def test_trained_centers_learn_and_are_guarded(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tiny_config("stage0.epochs=0", "i2c.center_update=backprop"), tmp_path)
+    assert trainer.criterion is not None
+    start = trainer.criterion.centers.detach().clone()
+    take_step(trainer, 0)
+    moved = trainer.criterion.centers.detach().clone()
+    assert not torch.equal(start, moved)
+    with monkeypatch.context() as patch:
+        nan_in_loss(trainer, patch)
+        take_step(trainer, 1)
+    assert torch.equal(trainer.criterion.centers, moved)
+
+
+def test_bf16_forward_keeps_weights_and_losses_in_fp32(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_config("stage0.epochs=0", "run.precision=bf16"), tmp_path)
+    terms = trainer.train_step(batch_of(trainer, 0))
+    assert terms.dtype == torch.float32
+    assert terms.isfinite().all()
+    assert all(p.dtype == torch.float32 and p.grad is not None for p in trainer.model.parameters())
