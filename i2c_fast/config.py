@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AllowInfNan, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import UserError
@@ -22,6 +22,7 @@ from .kernels.sample_pixels import SeedChoice
 from .losses import CenterUpdate
 
 Positive = Annotated[int, Field(ge=1)]
+Number = Annotated[float, AllowInfNan(False)]
 
 
 @dataclass
@@ -75,24 +76,24 @@ class BatchConfig:
 @dataclass
 class StageConfig:
     epochs: Annotated[int, Field(ge=0, description="epochs of this stage; 0 skips it")] = 5
-    lr: Annotated[float, Field(gt=0, description="learning rate of body weights at the stage's start")] = 1e-3
+    lr: Annotated[Number, Field(gt=0, description="learning rate of body weights at the stage's start")] = 1e-3
     schedule: Annotated[
         Literal["steps", "cosine"], Field(description="steps: lr × decay after each milestone; cosine: down to 0")
     ] = "steps"
     milestones: Annotated[list[Positive], Field(description="epochs of this stage after which steps decays")] = field(
         default_factory=lambda: [2, 3, 4]
     )
-    decay: Annotated[float, Field(gt=0, le=1, description="factor at each milestone")] = 0.1
-    warmup_epochs: Annotated[float, Field(ge=0, description="epochs of linear rise to lr, may be a fraction")] = 0.0
+    decay: Annotated[Number, Field(gt=0, le=1, description="factor at each milestone")] = 0.1
+    warmup_epochs: Annotated[Number, Field(ge=0, description="epochs of linear rise to lr, may be a fraction")] = 0.0
 
 
 @dataclass
 class InterImageConfig(StageConfig):
-    sc_weight: Annotated[float, Field(ge=0, description="λ1 of SC; does not transfer between distances")] = 0.008
-    gc_weight: Annotated[float, Field(ge=0, description="λ2 of GC; both 0: plain cross-entropy")] = 0.001
+    sc_weight: Annotated[Number, Field(ge=0, description="λ1 of SC; does not transfer between distances")] = 0.008
+    gc_weight: Annotated[Number, Field(ge=0, description="λ2 of GC; both 0: plain cross-entropy")] = 0.001
     k: Annotated[int, Field(ge=1, description="K: seed pixels an image")] = 3
-    threshold: Annotated[float, Field(ge=0, lt=1, description="δ: share of the map's range seeds lie above")] = 0.7
-    alpha: Annotated[float, Field(ge=0, description="α: decay of the centers' update rate")] = 0.002
+    threshold: Annotated[Number, Field(ge=0, lt=1, description="δ: share of the map's range seeds lie above")] = 0.7
+    alpha: Annotated[Number, Field(ge=0, description="α: decay of the centers' update rate")] = 0.002
     distance: Annotated[Distance, Field(description="squared_l2 (the paper) or l2 (released choice)")] = "squared_l2"
     seed_choice: Annotated[SeedChoice, Field(description="random (the paper) or first (released choice)")] = "random"
     center_update: Annotated[CenterUpdate, Field(description="momentum (the paper) or backprop (its ablation)")] = (
@@ -102,12 +103,12 @@ class InterImageConfig(StageConfig):
 
 @dataclass
 class OptimConfig:
-    momentum: Annotated[float, Field(ge=0, lt=1, description="of SGD")] = 0.9
+    momentum: Annotated[Number, Field(ge=0, lt=1, description="of SGD")] = 0.9
     nesterov: Annotated[bool, Field(description="Nesterov's momentum")] = True
-    weight_decay: Annotated[float, Field(ge=0, description="on every model parameter, biases included")] = 5e-4
-    body_bias_factor: Annotated[float, Field(gt=0, description="learning-rate factor of body biases")] = 2.0
-    head_factor: Annotated[float, Field(gt=0, description="learning-rate factor of head weights")] = 10.0
-    head_bias_factor: Annotated[float, Field(gt=0, description="learning-rate factor of head biases")] = 20.0
+    weight_decay: Annotated[Number, Field(ge=0, description="on every model parameter, biases included")] = 5e-4
+    body_bias_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of body biases")] = 2.0
+    head_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of head weights")] = 10.0
+    head_bias_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of head biases")] = 20.0
 
 
 @dataclass
@@ -172,15 +173,18 @@ def build_config(values: dict[str, Any], source: str, overrides: Iterable[str] =
             override.
     """
     merged = {section: dict(entries) for section, entries in _checked_sections(values, source).items()}
+    overridden = set()
     for override in overrides:
         section, name, value = _parse_override(override)
         merged.setdefault(section, {})[name] = value
+        overridden.add((section, name))
     try:
         config = _ADAPTER.validate_python(merged)
     except ValidationError as error:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"]]
-        raise UserError(f"{'.'.join(place)}={first['input']}: {_lower_first(first['msg'])} ({source})") from None
+        where = "" if tuple(place[:2]) in overridden else f" ({source})"
+        raise UserError(f"{'.'.join(place)}={first['input']}: {_lower_first(first['msg'])}{where}") from None
     _check_together(config)
     return config
 
@@ -197,8 +201,10 @@ def _check_together(config: Config) -> None:
 
 def _checked_sections(values: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
     for section, entries in values.items():
-        if section not in _SECTIONS or not isinstance(entries, dict):
+        if section not in _SECTIONS:
             raise UserError(f"{source}: there is no section {section!r}{_nearest(section, _SECTIONS)}")
+        if not isinstance(entries, dict):
+            raise UserError(f"{source}: {section} is a section, not a value; write [{section}] and its keys below")
         for name in entries:
             _check_key(f"{section}.{name}", source)
     return values
@@ -217,15 +223,26 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _parse_override(override: str) -> tuple[str, str, Any]:
     key, equals, text = override.partition("=")
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{override!r} is not UTF-8; rename the file or folder") from None
     if not equals:
         raise UserError(f"{override!r} is not key=value; for example data.root=FOLDER")
     _check_key(key, f"{override!r}")
     section, name = key.split(".")
+    kind = next(kind for known, kind, *_ in keys() if known == key)
+    if kind == "text" and text[:1] not in ('"', "'"):
+        return section, name, text  # a folder may be called 2012 or true
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return section, name, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # bare words and paths need no quotes
-    return section, name, value
+        return section, name, text  # a choice needs no quotes
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's spelling of strings, numbers, booleans and flat lists is TOML's, but for this one character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _lower_first(text: str) -> str:
@@ -250,7 +267,10 @@ def load_recipe(name_or_path: str) -> Recipe:
     if name_or_path in recipe_names():
         text = resources.files(f"{__package__}.recipes").joinpath(f"{name_or_path}.toml").read_text("utf-8")
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text("utf-8")
+        try:
+            text = Path(name_or_path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe {name_or_path} cannot be read as text: {error}") from None
     else:
         raise UserError(
             f"there is no recipe or TOML file {name_or_path!r}{_nearest(name_or_path, recipe_names())} "
@@ -282,6 +302,5 @@ def as_toml(config: Config) -> str:
     """The resolved configuration as TOML that `load_recipe` reads back."""
     lines: list[str] = []
     for section, entries in as_dict(config).items():
-        # JSON's spelling of strings, numbers, booleans and flat lists is TOML's.
-        lines += [f"[{section}]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in entries.items()), ""]
+        lines += [f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in entries.items()), ""]
     return "\n".join(lines)

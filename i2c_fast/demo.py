@@ -37,7 +37,7 @@ def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> 
     Raises:
         UserError: `output` is not empty.
     """
-    folder = output or next(f for f in _candidates(Path("runs/demo")) if not f.exists())
+    folder = output or free_folder(Path("runs/demo"))
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose another --output")
     console.print(NOTICE, highlight=False)
@@ -71,9 +71,12 @@ def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> 
     return {"folder": str(folder), **results}
 
 
-def _candidates(first: Path) -> Any:
-    yield first
-    yield from (first.with_name(f"{first.name}-{number}") for number in count(2))
+def free_folder(first: Path) -> Path:
+    """`first`, or with -2, -3 … behind its name, whichever does not exist yet."""
+    if not first.exists():
+        return first
+    others = (first.with_name(f"{first.name}-{number}") for number in count(2))
+    return next(folder for folder in others if not folder.exists())
 
 
 def _config(*overrides: str) -> Config:

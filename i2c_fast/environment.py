@@ -16,7 +16,7 @@ def environment() -> dict[str, str]:
     found = {"i2c-fast": _version("i2c-fast"), "python": platform.python_version()}
     found |= {package: _version(package) for package in PACKAGES}
     found["platform"] = platform.platform()
-    found["cpu"] = f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores, torch uses {torch.get_num_threads()} threads"
+    found["cpu"] = f"{_cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         found["gpu"] = f"{torch.cuda.device_count()} × {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
@@ -24,8 +24,16 @@ def environment() -> dict[str, str]:
         found["cuda"] = f"{torch.version.cuda}, driver {driver}"
     else:
         found["gpu"] = "none that torch can use"
-    found["commit"] = _run("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty") or "not a clone"
+    found["commit"] = _commit()
     return found
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parents[1]
+    # Installed somewhere inside another project's clone, that project's commit would be found.
+    if not (root / ".git").exists():
+        return "not a clone"
+    return _run("git", "-C", str(root), "describe", "--always", "--dirty") or "unknown (no git)"
 
 
 def _version(package: str) -> str:

@@ -1,5 +1,6 @@
 """InterImageLoss: from features and class maps to the two consistency terms, and the bank of class centers."""
 
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -62,9 +63,9 @@ class InterImageLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_distance(distance)
-        if min(num_classes, feature_dim, k) < 1 or not 0 <= threshold < 1 or alpha < 0:
+        if min(num_classes, feature_dim, k) < 1 or not (0 <= threshold < 1 and 0 <= alpha < math.inf):
             raise ValueError(
-                "InterImageLoss needs num_classes, feature_dim, k ≥ 1, 0 ≤ threshold < 1 and alpha ≥ 0, got "
+                "InterImageLoss needs num_classes, feature_dim, k ≥ 1, 0 ≤ threshold < 1 and 0 ≤ alpha < ∞, got "
                 f"num_classes={num_classes}, feature_dim={feature_dim}, k={k}, threshold={threshold}, alpha={alpha}"
             )
         if seed_choice not in get_args(SeedChoice) or center_update not in get_args(CenterUpdate):

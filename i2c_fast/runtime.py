@@ -1,6 +1,7 @@
 """The machine a run is on: device, precision, determinism and the one source of randomness."""
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -41,6 +42,8 @@ def open_runtime(
     Raises:
         UserError: a device this machine or this torch does not have.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UserError(f"run.device={device} is not one of auto, cpu, cuda, cuda:N")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         resolved = torch.device(name)

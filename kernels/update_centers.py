@@ -6,6 +6,8 @@ In PyTorch: ``centers[labels] = (1 - eta) * centers[labels] + eta * means``. At 
 mean replaces the center.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def update_centers(centers: Tensor, steps: Tensor, labels: Tensor, means: Tensor
         labels: [N] integer class of each row of `means`, each class at most once; −100 and labels outside 0…Y−1 are
             passed over (see `class_means`).
         means: [N, D] floating point. A mean that is not finite updates neither its center nor its counter.
-        alpha: decay α of the rate, at least 0.
+        alpha: decay α of the rate, at least 0 and finite.
 
     Raises:
         ValueError: alpha, shapes, dtypes or devices that do not fit.
@@ -52,6 +54,6 @@ def update_centers(centers: Tensor, steps: Tensor, labels: Tensor, means: Tensor
     check_same("len(labels)", len(labels), "len(means)", len(means))
     check_same("means.shape[1]", means.shape[1], "centers.shape[1]", centers.shape[1])
     check_device(centers=centers, steps=steps, labels=labels, means=means)
-    if alpha < 0:
-        raise ValueError(f"alpha must be at least 0, got {alpha}")
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
     update_centers_reference(centers, steps, labels, means, alpha)

@@ -20,6 +20,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Image = NDArray[np.uint8]
 
+# A strip one pixel high would need gigabytes at a short side of 256.
+MAX_ASPECT = 16
+
 # Loader processes and evaluation threads are the parallelism. OpenCV's own pool would fight them for the cores, and a
 # process forked while it exists hangs at its next change.
 cv2.setNumThreads(0)
@@ -56,6 +59,8 @@ def read_image(path: Path) -> Image:
 def train_crop(image: Image, short_side: int, size: int, place: NDArray[np.float64], flip: bool) -> Image:
     """Resize the shorter side to `short_side`, cut a square of `size` pixels, perhaps mirror it.
 
+    Of an image longer than `MAX_ASPECT` times its shorter side, only that length around the place is resized.
+
     Args:
         image: uint8 [H, W, 3].
         short_side, size: pixels, ``short_side ≥ size``.
@@ -65,6 +70,12 @@ def train_crop(image: Image, short_side: int, size: int, place: NDArray[np.float
     Returns:
         uint8 [size, size, 3].
     """
+    height, width = image.shape[:2]
+    longest = MAX_ASPECT * min(height, width)
+    if width > longest:
+        image = image[:, (start := int(place[0] * (width - longest + 1))) : start + longest]
+    if height > longest:
+        image = image[(start := int(place[1] * (height - longest + 1))) : start + longest]
     height, width = image.shape[:2]
     scale = short_side / min(height, width)
     resized = resize(image, max(size, round(width * scale)), max(size, round(height * scale)))

@@ -28,6 +28,7 @@ class EvalBatch(NamedTuple):
     """Test images in index order."""
 
     images: Tensor  # uint8 [N, 3, S, S], channels_last; aspect not kept
+    enlarged: Tensor | None  # uint8 [N, 3, L, L], the same images at the side ten crops are cut from
     labels: Tensor  # int64 [N]
     sizes: Tensor  # int64 [N, 2] width and height of the stored image
     indices: Tensor  # int64 [N] image of the index
@@ -73,10 +74,11 @@ class TrainBatches(Dataset[TrainBatch]):
 
 
 class EvalBatches(Dataset[EvalBatch]):
-    """Consecutive batches of a split, each image resized to a square."""
+    """Consecutive batches of a split, each image resized to a square, and to an enlarged one if that has a side."""
 
-    def __init__(self, index: ImageIndex, image_size: int, batch_size: int) -> None:
-        self.index, self.image_size, self.batch_size = index, image_size, batch_size
+    def __init__(self, index: ImageIndex, image_size: int, batch_size: int, enlarged_size: int = 0) -> None:
+        self.index, self.batch_size = index, batch_size
+        self.image_size, self.enlarged_size = image_size, enlarged_size
 
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
@@ -87,6 +89,9 @@ class EvalBatches(Dataset[EvalBatch]):
         images = [self._read(i) for i in indices]
         return EvalBatch(
             stack([resize(image, self.image_size, self.image_size) for image in images]),
+            stack([resize(image, self.enlarged_size, self.enlarged_size) for image in images])
+            if self.enlarged_size
+            else None,
             torch.from_numpy(self.index.labels[indices.start : indices.stop]),
             torch.tensor([(image.shape[1], image.shape[0]) for image in images]),
             torch.arange(indices.start, indices.stop),
@@ -138,6 +143,10 @@ class _UserErrorsAsItems(Dataset[Any]):
             return _Failure(str(error))
 
 
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 def _deliver(batches: Dataset[Any], positions: list[Any], workers: int) -> Iterator[Any]:
     loader: DataLoader[Any] = DataLoader(
         batches,
@@ -145,6 +154,7 @@ def _deliver(batches: Dataset[Any], positions: list[Any], workers: int) -> Itera
         sampler=positions,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        collate_fn=_as_it_is,
     )
     try:
         for item in loader:

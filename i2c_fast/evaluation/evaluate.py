@@ -33,45 +33,38 @@ def evaluate(
         model: on the runtime's device; its training mode is restored afterwards.
         index: the split. runtime: device and precision. protocol: how maps become verdicts.
         image_size: side of the square test image, aspect not kept. batch_size, workers: of the loader.
-        ten_crop: class scores from ten crops (see `ten_crop_logits`); maps stay those of the whole image.
+        ten_crop: class scores from ten crops (see `ten_crop_scores`); maps stay those of the whole image.
         progress: called with the number of images after each batch.
     """
     # Ten crops are cut from an image 8/7 as large, as 224 is cut from 256.
-    side = round(image_size * 8 / 7) if ten_crop else image_size
-    batches = EvalBatches(index, side, batch_size)
-    was_training = model.training
+    batches = EvalBatches(index, image_size, batch_size, round(image_size * 8 / 7) if ten_crop else 0)
+    modes = [(module, module.training) for module in model.modules()]  # some may be frozen in evaluation mode
     model.eval()
     ranks: list[Tensor] = []
     verdicts: list[Future[NDArray[np.bool_]]] = []
     try:
         with torch.inference_mode(), ThreadPoolExecutor(max(1, workers)) as pool:
             for batch in eval_loader(batches, workers):
-                images = normalize_images(batch.images, runtime.device)
                 labels = batch.labels.to(runtime.device)
-                scores, maps = _scores_and_maps(model, images, labels, runtime, image_size, ten_crop)
+                with runtime.autocast():
+                    logits, x = model.predict(normalize_images(batch.images, runtime.device))
+                    maps = model.head.class_maps(x, labels)
+                    scores = logits.float()
+                    if batch.enlarged is not None:
+                        enlarged = normalize_images(batch.enlarged, runtime.device)
+                        scores = ten_crop_scores(model, enlarged, image_size)
                 # Ties and NaN count against the label: a model that gives every class one score recognizes nothing.
                 ranks.append((~(scores < scores.gather(1, labels[:, None]))).sum(1).cpu() - 1)
                 # OpenCV and NumPy leave the interpreter lock, so threads box one batch while the next is computed.
                 described = zip(maps.cpu().numpy(), batch.sizes.tolist(), batch.indices.tolist(), strict=True)
                 verdicts += [pool.submit(_verdict, protocol, raw, size, index.boxes[i]) for raw, size, i in described]
-                progress(len(images))
+                progress(len(labels))
             hits = np.stack([verdict.result() for verdict in verdicts])
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
     boxed = np.array([len(boxes) > 0 for boxes in index.boxes])
     return Scores(protocol.name, protocol.thresholds, torch.cat(ranks).numpy(), boxed, hits)
-
-
-def _scores_and_maps(
-    model: Localizer, images: Tensor, labels: Tensor, runtime: Runtime, image_size: int, ten_crop: bool
-) -> tuple[Tensor, Tensor]:
-    with runtime.autocast():
-        if not ten_crop:
-            logits, x = model.predict(images)
-            return logits.float(), model.head.class_maps(x, labels)
-        whole = torch.nn.functional.interpolate(images, (image_size, image_size), mode="bilinear", antialias=False)
-        _, x = model.predict(whole)
-        return ten_crop_scores(model, images, image_size), model.head.class_maps(x, labels)
 
 
 def ten_crop_scores(model: Localizer, images: Tensor, size: int) -> Tensor:

@@ -95,12 +95,16 @@ def paired_difference(
         right = [(scores.ranks < 1)[:, None] for scores in (first, second)]
     else:
         right = [scores.right(metric) for scores in (first, second)]
-    if len(right[0]) != len(right[1]):
-        raise ValueError(f"scores of {len(right[0])} and {len(right[1])} images cannot be paired")
     count = len(right[0])
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples) / count
-    a, b = (100 * (1 - (draws @ r.astype(np.float64)).max(1)) for r in right)
-    low, high = np.percentile(b - a, [2.5, 97.5])
+    if count != len(right[1]) or not count:
+        raise ValueError(f"scores of {count} and {len(right[1])} images cannot be paired")
+    a, b = (verdicts.astype(np.float32) for verdicts in right)
+    rng, weights = np.random.default_rng(seed), np.full(count, 1 / count)
+    resampled = []
+    for _ in range(resamples):
+        draw = rng.multinomial(count, weights).astype(np.float32)
+        resampled.append(100 * ((draw @ a).max() - (draw @ b).max()) / count)
+    low, high = np.percentile(resampled, [2.5, 97.5])
     difference = 100 * (right[0].mean(0).max() - right[1].mean(0).max())
     return {"difference": float(difference), "interval_95": [float(low), float(high)]}
 

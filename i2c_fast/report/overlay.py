@@ -13,6 +13,7 @@ from ..evaluation.boxes import Grey
 from ..files import write_bytes
 
 GREEN, RED = (0, 220, 0), (230, 0, 0)
+MAX_SIDE = 4096  # beyond, a small image is not enlarged: a long strip would not fit in memory
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
@@ -37,7 +38,7 @@ def draw_overlay(
     if grey is not None:
         heat = cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
         image = cv2.addWeighted(image, 0.55, heat, 0.45, 0).astype(np.uint8)
-    scale = max(1, -(-side // min(image.shape[:2])))
+    scale = max(1, min(-(-side // min(image.shape[:2])), MAX_SIDE // max(image.shape[:2])))
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
     width = max(1, min(picture.shape[:2]) // 90)
     for true_box in () if truth is None else truth:

@@ -1,0 +1,43 @@
+"""The demo, shrunk: fewer images, the same path."""
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+from rich.console import Console
+
+from i2c_fast import demo
+from i2c_fast.training import load_checkpoint
+
+
+def test_demo_leaves_both_rows_their_difference_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "TRAIN_IMAGES", 4)
+    monkeypatch.setattr(demo, "TEST_IMAGES", 2)
+    results = demo.run_demo(tmp_path / "demo", seed=3, threads=0, console=Console(quiet=True))
+    written = json.loads((tmp_path / "demo/results.json").read_text())
+    assert set(written["errors"]) == {"plain", "i2c"}
+    assert "prove nothing about the paper" in written["notice"]
+    for metric in ("loc_top1", "gt_known"):
+        row = written["i2c_minus_plain"][metric]
+        errors = [written["errors"][name][metric]["error"] for name in ("i2c", "plain")]
+        assert row["difference"] == pytest.approx(errors[0] - errors[1])
+        low, high = row["interval_95"]
+        assert low <= row["difference"] <= high
+    assert written["errors"]["i2c"]["images"] == 20
+    plain, i2c = (load_checkpoint(tmp_path / "demo" / name) for name in ("plain", "i2c"))
+    assert plain["step"] == i2c["step"]
+    assert plain["config"]["model"]["init"] == i2c["config"]["model"]["init"] != ""
+    picture = cv2.imread(str(tmp_path / "demo/overlays.png"))
+    assert picture is not None
+    assert picture.shape[1] > picture.shape[0] > 400
+    assert results["folder"] == str(tmp_path / "demo")
+
+
+def test_demo_takes_the_next_free_folder(tmp_path: Path) -> None:
+    first = tmp_path / "demo"
+    assert demo.free_folder(first) == first
+    first.mkdir()
+    assert demo.free_folder(first) == tmp_path / "demo-2"
+    (tmp_path / "demo-2").mkdir()
+    assert demo.free_folder(first) == tmp_path / "demo-3"

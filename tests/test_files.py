@@ -1,0 +1,79 @@
+"""Files are written whole or not at all, and failures are one line."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from i2c_fast.errors import UserError
+from i2c_fast.files import write_bytes, write_json
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def disk_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_file_and_folders_are_made(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a" / "b" / "file.bin", b"data")
+    assert (tmp_path / "a" / "b" / "file.bin").read_bytes() == b"data"
+    assert names(tmp_path / "a" / "b") == ["file.bin"]
+
+
+def test_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"longer than what comes")
+    write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[call], disk_full)
+    with pytest.raises(UserError, match=r"cannot write .*file: No space left on device"):
+        write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_folder_in_the_way_stays_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "name" / "inner").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot write .*name: Is a directory"):
+        write_bytes(tmp_path / "name", b"data")
+    assert names(tmp_path) == ["name"] and names(tmp_path / "name") == ["inner"]
+
+
+@pytest.mark.parametrize("name", ["file/below", "file/far/below", "n" * 300, "n" * 253])
+def test_path_that_cannot_be_is_an_error_on_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as caught:
+        write_bytes(tmp_path / name, b"data")
+    assert str(caught.value).startswith(f"cannot write {tmp_path / name}: ")
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["file"]
+
+
+def test_json_reads_back(tmp_path: Path) -> None:
+    value = {"text": "ünï ☃", "list": [1, 2.5, None, True], "nested": {"a": []}}
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == value
+    assert "ünï ☃" in (tmp_path / "a.json").read_text("utf-8")
+
+
+def test_json_of_file_names_that_are_not_utf8_reads_back(tmp_path: Path) -> None:
+    name = b"caf\xe9.png".decode(errors="surrogateescape")  # as Python lists such a file
+    write_json(tmp_path / "a.json", {"image": name})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"image": name}
+
+
+def test_value_that_json_does_not_know_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"path": tmp_path})
+    assert not names(tmp_path)
