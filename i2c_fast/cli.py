@@ -1,4 +1,4 @@
-"""The command line: ``i2c-fast demo | train | evaluate | predict | recipes | env``."""
+"""The command line: ``i2c-fast demo | train | evaluate | predict | validate-data | recipes | env``."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import __version__
 from .errors import UserError
@@ -126,6 +126,19 @@ def predict(
     console.print(f"{count} images → {output / 'boxes.json'} and {output / 'overlays'}", highlight=False)
 
 
+@main.command("validate-data", cls=KeysCommand)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--blacklist", type=click.Path(path_type=Path), help="Write the broken images here, for data.blacklist.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Also write all findings to this JSON file.")
+def validate_data(overrides: tuple[str, ...], blacklist: Path | None, output: Path | None) -> None:
+    """Decode every image of data.root=FOLDER (and other data.* keys); list what is broken, odd or without a box."""
+    from .config import build_config
+    from .validation import validate_data_set
+
+    broken = validate_data_set(build_config({}, "defaults", overrides).data, blacklist, output, console)
+    sys.exit(1 if broken else 0)
+
+
 @main.command()
 @click.option("--keys", "show_keys", is_flag=True, help="List every configuration key with type and default.")
 def recipes(show_keys: bool) -> None:
@@ -168,7 +181,8 @@ def demo(output: Path | None, seed: int, threads: int) -> None:
 
 def print_scores(rows: dict[str, dict[str, Any]]) -> None:
     """Print a table of errors, a row for each named summary."""
-    table = Table("error %", "cls top-1", "cls top-5", "loc top-1", "loc top-5", "gt-known", "threshold", box=None)
+    columns = ("cls top-1", "cls top-5", "loc top-1", "loc top-5", "gt-known", "threshold")
+    table = Table(Column("error %", overflow="fold"), *columns, box=None)
     for name, summary in rows.items():
         cells = [f"{summary['cls_top1']:.2f}", f"{summary['cls_top5']:.2f}"]
         for metric in ("loc_top1", "loc_top5", "gt_known"):
@@ -180,7 +194,7 @@ def print_scores(rows: dict[str, dict[str, Any]]) -> None:
 
 def print_differences(title: str, rows: dict[str, dict[str, Any]]) -> None:
     """Print a table of error differences with their intervals."""
-    table = Table(title, "difference", "95 % interval", box=None)
+    table = Table(Column(title, overflow="fold"), "difference", "95 % interval", box=None)
     for metric, row in rows.items():
         low, high = row["interval_95"]
         table.add_row(metric, f"{row['difference']:+.2f}", f"{low:+.2f} … {high:+.2f}")

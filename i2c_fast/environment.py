@@ -15,7 +15,7 @@ def environment() -> dict[str, str]:
     """Versions, processor, GPU with driver, and the commit if this is a clone."""
     found = {"i2c-fast": _version("i2c-fast"), "python": platform.python_version()}
     found |= {package: _version(package) for package in PACKAGES}
-    found["platform"] = platform.platform()
+    found["platform"] = f"{platform.system()} {platform.machine()}"
     found["cpu"] = f"{_cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)

@@ -2,7 +2,7 @@
 
 from .images import RESIZE, UnreadableImageError, normalize_images, read_image, resize
 from .index import ImageIndex
-from .layouts import LAYOUTS, read_split
+from .layouts import LAYOUTS, read_split, recognize
 from .loader import EvalBatch, EvalBatches, TrainBatch, TrainBatches, eval_loader, train_loader
 from .sampler import BatchPlan, ClassPairedSampler
 
@@ -21,6 +21,7 @@ __all__ = [
     "normalize_images",
     "read_image",
     "read_split",
+    "recognize",
     "resize",
     "train_loader",
 ]

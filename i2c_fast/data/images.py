@@ -4,7 +4,11 @@ Images are decoded and resized by OpenCV without antialiasing, for training and 
 flavor in checkpoints: models notice when it changes). They travel as uint8 and are normalized on the training device.
 """
 
+import os
 from pathlib import Path
+
+# OpenCV refuses larger images before it decodes them, as Pillow does: half a gigabyte of pixels is no photograph.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178956970")
 
 import cv2
 import numpy as np
@@ -19,6 +23,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Image = NDArray[np.uint8]
+
+# What files of the formats that are read begin with. Others, GIF for one, decode with one version of OpenCV and not
+# with the next.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # JPEG markers; in between a scan escapes every 0xff
 
 # A strip one pixel high would need gigabytes at a short side of 256.
 MAX_ASPECT = 16
@@ -45,15 +54,30 @@ def read_image(path: Path) -> Image:
         UnreadableImageError: no such file, or not an image.
     """
     try:
-        data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+        data = path.read_bytes()
     except OSError as error:
         raise UnreadableImageError(path, error.strerror or str(error)) from None
+    if not data:
+        raise UnreadableImageError(path, "is empty")
+    if not data.startswith(_BEGINNINGS):
+        raise UnreadableImageError(path, "is no JPEG, PNG, BMP, WebP or TIFF")
+    if is_cut_jpeg(data):
+        raise UnreadableImageError(path, "is truncated: the JPEG ends before its end marker")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise UnreadableImageError(path, " ".join(str(error).split())) from None
     if image is None:
-        raise UnreadableImageError(path, "does not decode to an image" if data.size else "is empty")
+        raise UnreadableImageError(path, "does not decode to an image")
     return image.astype(np.uint8, copy=False)
+
+
+def is_cut_jpeg(data: bytes) -> bool:
+    """Whether these are a JPEG's bytes with no end of image after its last scan: the end is lost, or overwritten.
+
+    Decoders fill what is missing with gray and say nothing.
+    """
+    return data.startswith(_BEGINNINGS[0]) and data.rfind(_END_OF_IMAGE) < max(data.rfind(_START_OF_SCAN), 0)
 
 
 def train_crop(image: Image, short_side: int, size: int, place: NDArray[np.float64], flip: bool) -> Image:

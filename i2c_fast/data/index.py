@@ -1,8 +1,11 @@
 """The one index every layout is read into: which images there are, their classes and, where known, their boxes."""
 
 import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,32 +14,44 @@ from ..errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
+Boxes = NDArray[np.float32]  # [b, 4]
+
+# A part of a path that is empty, "." or "..": it could climb out of the root, or give one image two names.
+_NOT_A_NAME = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
+
 
 @dataclass(frozen=True)
 class ImageIndex:
     """A split of a data set.
 
     Boxes are ``x0, y0, x1, y1`` in pixels of the stored image (no EXIF rotation), both ends inclusive, as ILSVRC's and
-    CUB's annotations give them. This is the box convention everywhere in this package.
+    CUB's annotations give them. This is the box convention everywhere in this package. Paths stay inside the root by
+    their names; symbolic links in it are followed, because people spread data sets over disks with them.
     """
 
     root: Path
     classes: tuple[str, ...]  # position = label; WordNet ids are sorted
     paths: tuple[str, ...]  # relative to root, with forward slashes; the image's id
     labels: NDArray[np.int64]  # [n]
-    boxes: tuple[NDArray[np.float32], ...]  # n arrays [b, 4]; b = 0 where none is known
+    boxes: tuple[Boxes, ...]  # n arrays [b, 4]; b = 0 where none is known
+    sizes: NDArray[np.int64] | None = None  # [n, 2] annotated width and height, 0 0 where not given; None: none given
 
     def __post_init__(self) -> None:
         if not self.paths:
             raise UserError(f"no images found under {self.root}")
         if not len(self.paths) == len(self.labels) == len(self.boxes):
             raise ValueError("paths, labels and boxes must have equal length")
-        repeated = _first_repeated(self.paths)
-        if repeated:
+        if self.sizes is not None and self.sizes.shape != (len(self.paths), 2):
+            raise ValueError(f"sizes must be [{len(self.paths)}, 2], got {list(self.sizes.shape)}")
+        repeated = first_repeated(self.paths)
+        if repeated is not None:
             raise UserError(f"{self.root}: image {repeated} is listed twice")
         for path in self.paths:
-            if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-                raise UserError(f"{self.root}: image path {path} leaves the data root; make it relative and inside")
+            if _NOT_A_NAME.search(path):
+                raise UserError(
+                    f"{self.root}: image path {path!r} leaves the data root or is not plain; "
+                    "make it relative and inside, without empty parts, '.' and '..'"
+                )
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
         if len(wrong):
             raise UserError(
@@ -57,7 +72,8 @@ class ImageIndex:
         return self.root / self.paths[i]
 
 
-def _first_repeated(names: tuple[str, ...]) -> str | None:
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that was there before, or None."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -66,36 +82,70 @@ def _first_repeated(names: tuple[str, ...]) -> str | None:
     return None
 
 
-def no_boxes(count: int) -> tuple[NDArray[np.float32], ...]:
-    """Empty box arrays for images that have none."""
-    return tuple(np.zeros((0, 4), np.float32) for _ in range(count))
+def no_boxes(count: int) -> tuple[Boxes, ...]:
+    """Empty box arrays for images that have none; all are one array, as a million would take 100 MB."""
+    empty = np.zeros((0, 4), np.float32)
+    return (empty,) * count
 
 
 def images_in(folder: Path) -> list[str]:
-    """Names of the image files directly inside a folder, sorted; hidden files are passed over."""
-    return sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
-    )
+    """Names of the image files directly inside a folder, sorted; hidden files are passed over.
+
+    A dangling link is listed: reading it will name it, while leaving it out would lose it silently.
+    """
+    return _names(folder, _is_image)
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders directly inside a folder, sorted; hidden ones are passed over."""
+    return _names(folder, os.DirEntry.is_dir)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
+        return False
+    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry))
+
+
+def _names(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+    # A scan brings each entry's kind with its name: asking for every file's would take minutes on a network disk.
+    try:
+        with os.scandir(folder) as found:
+            return sorted(entry.name for entry in found if not entry.name.startswith(".") and wanted(entry))
+    except OSError as error:
+        raise UserError(f"cannot list {error.filename or folder}: {error.strerror}") from None
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
     """Names of the class folders inside a folder, sorted (for WordNet ids: the field's label order)."""
-    names = tuple(sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")))
+    names = tuple(folders_in(folder))
     if not names:
         raise UserError(f"{folder} has no class folders; expected one folder of images for each class")
     return names
 
 
 def images_by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Paths relative to `root`, and labels, of ``folder/<class>/<image>``."""
+    """Paths relative to `root`, and labels, of ``folder/<class>/<image>``; a class may have no folder there."""
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
-            here = (folder / name).relative_to(root)
-            found = [(here / image).as_posix() for image in images_in(folder / name)]
-            paths += found
+            here = (folder / name).relative_to(root).as_posix()
+            found = images_in(folder / name)
+            paths += [f"{here}/{image}" for image in found]
             labels += [label] * len(found)
     return tuple(paths), np.asarray(labels, np.int64)
+
+
+def training_index(root: Path, folder: Path) -> ImageIndex:
+    """Index of ``folder/<class>/<image>``; labels are the places of the sorted class names.
+
+    Raises:
+        UserError: no class folders, or one without images: a class that was never unpacked, or images a level deeper.
+    """
+    classes = class_folders(folder)
+    paths, labels = images_by_class(root, folder, classes)
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    if len(empty) and len(labels):
+        raise UserError(f"{folder / classes[empty[0]]} holds no images; unpack them there, or remove the folder")
+    return ImageIndex(root, classes, paths, labels, no_boxes(len(paths)))

@@ -103,7 +103,7 @@ def paired_difference(
     resampled = []
     for _ in range(resamples):
         draw = rng.multinomial(count, weights).astype(np.float32)
-        resampled.append(100 * ((draw @ a).max() - (draw @ b).max()) / count)
+        resampled.append(100 * (float((draw @ a).max()) - float((draw @ b).max())) / count)
     low, high = np.percentile(resampled, [2.5, 97.5])
     difference = 100 * (right[0].mean(0).max() - right[1].mean(0).max())
     return {"difference": float(difference), "interval_95": [float(low), float(high)]}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from ..config import Config, DataConfig, as_toml, build_config, differences
-from ..data import ImageIndex, read_split
+from ..data import ImageIndex, read_split, recognize
 from ..environment import environment
 from ..errors import UserError
 from ..evaluation import Scores
@@ -55,6 +55,12 @@ def start_run(config: Config, run: Path, console: Console, resume: Resume = "nev
     elif resume == "never" and run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty; continue it with --resume, or choose another --output")
     trainer = build_trainer(config, run, console, state)
+    layout = recognize(config.data.root, config.data.metadata) if config.data.layout == "auto" else config.data.layout
+    console.print(
+        f"{layout} layout: {len(trainer.train_index)} training and {len(trainer.val_index)} validation images of "
+        f"{len(trainer.train_index.classes)} classes",
+        highlight=False,
+    )
     write_bytes(run / "config.toml", as_toml(config).encode())
     write_json(run / "environment.json", environment())
     if trainer.step:
@@ -94,7 +100,9 @@ def build_trainer(config: Config, run: Path, console: Console, state: dict[str, 
 
 def open_split(data: DataConfig, split: Literal["train", "val"]) -> ImageIndex:
     """Index a split as the configuration describes it."""
-    return read_split(data.root, split, data.layout)
+    return read_split(
+        data.root, split, data.layout, metadata=data.metadata, devkit=data.devkit, blacklist=data.blacklist
+    )
 
 
 def score_checkpoint(checkpoint: Path, overrides: Iterable[str], console: Console) -> Scores:

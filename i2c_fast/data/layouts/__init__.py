@@ -1,48 +1,86 @@
 """How data sets lie on disk; every layout becomes the one `ImageIndex`."""
 
+import os
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 from ...errors import UserError
 from ..index import ImageIndex
-from . import folders, ilsvrc
+from . import cub, folders, ilsvrc, wsolevaluation
+from .blacklist import without
+from .source import Layout, Source
 
-LAYOUTS: dict[str, ModuleType] = {"ilsvrc": ilsvrc, "folders": folders}
+# In the order in which they are tried: class folders fit almost everything.
+LAYOUTS: dict[str, Layout] = {
+    "wsolevaluation": wsolevaluation,
+    "cub": cub,
+    "ilsvrc": ilsvrc,
+    "folders": folders,
+}
 
 
-def recognize(root: Path) -> str:
-    """Name of the layout under `root`.
+def recognize(root: str | Path, metadata: str | Path = "") -> str:
+    """Name of the layout of a data set.
+
+    Args:
+        root: its folder.
+        metadata: folder of wsolevaluation's lists, for that layout.
 
     Raises:
         UserError: the folder does not exist, or no layout fits it.
     """
-    if not root.is_dir():
-        raise UserError(f"data.root: {root} is not a folder")
+    source = _source(root, metadata, "")
     for name, layout in LAYOUTS.items():
-        if layout.recognizes(root):
+        if layout.recognizes(source):
             return name
-    raise UserError(f"data.root: {root} fits no known layout ({', '.join(LAYOUTS)}); see the README for their trees")
+    shapes = "; ".join(f"{name}: {layout.SHAPE}" for name, layout in LAYOUTS.items())
+    raise UserError(f"data.root: {source.root} fits no known layout ({shapes})")
 
 
-def read_split(root: str | Path, split: Literal["train", "val"], layout: str = "auto") -> ImageIndex:
+def read_split(
+    root: str | Path,
+    split: Literal["train", "val"],
+    layout: str = "auto",
+    *,
+    metadata: str | Path = "",
+    devkit: str | Path = "",
+    blacklist: str | Path = "",
+) -> ImageIndex:
     """Index one split of the data set under `root`.
 
     Args:
         root: the data set's folder.
         split: ``train`` (labels only) or ``val`` (labels, and boxes where they are known).
         layout: a name in `LAYOUTS`, or ``auto`` to recognize it.
+        metadata: folder of wsolevaluation's lists, for that layout.
+        devkit: ILSVRC's devkit or its ``map_clsloc.txt``, for such lists that number classes by devkit id − 1.
+        blacklist: file of image paths to leave out.
 
     Raises:
         UserError: nothing there, or files that do not fit the layout.
     """
-    if not str(root):
-        raise UserError("data.root is not set; give the data set's folder as data.root=FOLDER")
-    folder = Path(root).expanduser()
-    name = recognize(folder) if layout == "auto" else layout
+    source = _source(root, metadata, devkit)
+    name = recognize(root, metadata) if layout == "auto" else layout
     if name not in LAYOUTS:
         raise UserError(f"data.layout={name} is not one of auto, {', '.join(LAYOUTS)}")
-    if not LAYOUTS[name].recognizes(folder):
-        raise UserError(f"data.root: {folder} is not in the {name} layout (data.layout=auto recognizes it)")
-    index: ImageIndex = getattr(LAYOUTS[name], f"read_{split}")(folder)
-    return index
+    if not LAYOUTS[name].recognizes(source):
+        raise UserError(f"data.root: {source.root} is not in the {name} layout ({LAYOUTS[name].SHAPE})")
+    for option, given in (("metadata", metadata), ("devkit", devkit)):
+        if given and name != "wsolevaluation":
+            raise UserError(f"data.{option} is for data.layout=wsolevaluation, this is {name}; leave one of them out")
+    index = LAYOUTS[name].read_train(source) if split == "train" else LAYOUTS[name].read_val(source)
+    return without(index, _path(blacklist)) if blacklist else index
+
+
+def _source(root: str | Path, metadata: str | Path, devkit: str | Path) -> Source:
+    if not str(root):
+        raise UserError("data.root is not set; give the data set's folder as data.root=FOLDER")
+    if not _path(root).is_dir():
+        raise UserError(f"data.root: {_path(root)} is not a folder")
+    if metadata and not _path(metadata).is_dir():
+        raise UserError(f"data.metadata: {_path(metadata)} is not a folder")
+    return Source(_path(root), _path(metadata) if metadata else None, _path(devkit) if devkit else None)
+
+
+def _path(text: str | Path) -> Path:
+    return Path(os.path.expanduser(text))

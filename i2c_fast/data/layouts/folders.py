@@ -10,26 +10,28 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..index import ImageIndex, class_folders, images_by_class, no_boxes
+from ..index import Boxes, ImageIndex, class_folders, folders_in, images_by_class, training_index
+from .annotations import Box, read_boxes
+from .source import Source
 
+SHAPE = "train/<class>/* and val/<class>/*"
 BOXES = "boxes.csv"
 
 
-def recognizes(root: Path) -> bool:
-    """Whether `root` looks like this layout."""
-    train = root / "train"
-    return train.is_dir() and any(entry.is_dir() for entry in train.iterdir())
+def recognizes(source: Source) -> bool:
+    """Whether the root looks like this layout."""
+    train = source.root / "train"
+    return train.is_dir() and bool(folders_in(train))
 
 
-def read_train(root: Path) -> ImageIndex:
+def read_train(source: Source) -> ImageIndex:
     """Index ``train/<class>/*``; labels are the places of the sorted class names."""
-    classes = class_folders(root / "train")
-    paths, labels = images_by_class(root, root / "train", classes)
-    return ImageIndex(root, classes, paths, labels, no_boxes(len(paths)))
+    return training_index(source.root, source.root / "train")
 
 
-def read_val(root: Path) -> ImageIndex:
+def read_val(source: Source) -> ImageIndex:
     """Index ``val/<class>/*`` with the boxes of ``boxes.csv`` where there is one."""
+    root = source.root
     classes = class_folders(root / "train")
     folder = root / "val"
     if not folder.is_dir():
@@ -38,23 +40,31 @@ def read_val(root: Path) -> ImageIndex:
     if unknown:
         raise UserError(f"{folder / unknown[0]}: class {unknown[0]} has no folder under {root / 'train'}")
     paths, labels = images_by_class(root, folder, classes)
-    boxes = read_boxes_csv(root / BOXES) if (root / BOXES).is_file() else {}
+    boxes = read_boxes_csv(root)
     empty = np.zeros((0, 4), np.float32)
-    found = tuple(np.asarray(boxes[path], np.float32) if path in boxes else empty for path in paths)
-    return ImageIndex(root, classes, paths, labels, found)
+    return ImageIndex(root, classes, paths, labels, tuple(boxes.get(path, empty) for path in paths))
 
 
-def read_boxes_csv(path: Path) -> dict[str, list[list[float]]]:
-    """Boxes of each image path in a ``path,x0,y0,x1,y1`` file."""
-    boxes: dict[str, list[list[float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if not row or (number == 1 and row[0].strip().lower() == "path"):
-                continue
-            try:
-                image, *numbers = (cell.strip() for cell in row)
-                x0, y0, x1, y1 = map(float, numbers)
-            except ValueError:
-                raise UserError(f"{path}:{number}: expected path,x0,y0,x1,y1, got {','.join(row)!r}") from None
-            boxes.setdefault(image, []).append([x0, y0, x1, y1])
+def read_boxes_csv(root: Path) -> dict[str, Boxes]:
+    """Boxes of each image path in ``boxes.csv``, if there is one.
+
+    Raises:
+        UserError: lines of another form, or for an image that is not there: its boxes would be lost.
+    """
+    path = root / BOXES
+    if not path.exists():
+        return {}
+    boxes = read_boxes(path, "path,x0,y0,x1,y1", _parse, {}, header="path,")
+    for image in boxes:
+        if not (root / image).is_file():
+            raise UserError(f"{path}: image {image} is not under {root}; its path must start there")
     return boxes
+
+
+def _parse(line: str) -> tuple[str, Box]:
+    try:
+        image, *numbers = (cell.strip() for cell in next(csv.reader([line])))
+    except csv.Error as error:
+        raise ValueError(error) from None
+    x0, y0, x1, y1 = map(float, numbers)
+    return image, (x0, y0, x1, y1)

@@ -1,72 +1,99 @@
-"""ILSVRC's own layout: ``Data/CLS-LOC/{train,val}`` with boxes in ``Annotations/CLS-LOC/val/*.xml``."""
+"""ILSVRC 2012 as people keep it; labels are the places of the sorted WordNet ids.
 
-from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError
+| part | where, relative to the root or to ``ILSVRC`` in it |
+|---|---|
+| training images | ``Data/CLS-LOC/train/<wnid>/*``, or ``train/<wnid>/*`` where there are annotations |
+| validation images | ``val/*`` or ``val/<wnid>/*`` beside ``train`` |
+| their class and boxes | ``Annotations/CLS-LOC/val/*.xml``, else Kaggle's ``LOC_val_solution.csv`` (or beside ILSVRC) |
+"""
+
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
-from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..index import ImageIndex, class_folders, images_by_class, images_in, no_boxes
+from ..index import ImageIndex, class_folders, first_repeated, folders_in, images_in, training_index
+from .ilsvrc_annotations import SOLUTION, XML_FOLDER, find_annotations, read_annotations
+from .source import Source
 
+SHAPE = "Data/CLS-LOC/train, there or in ILSVRC, or train beside annotations"
 IMAGES = Path("Data/CLS-LOC")
-ANNOTATIONS = Path("Annotations/CLS-LOC")
 
 
-def recognizes(root: Path) -> bool:
-    """Whether `root` looks like this layout."""
-    return (root / IMAGES / "train").is_dir()
+def recognizes(source: Source) -> bool:
+    """Whether the root looks like this layout."""
+    return _find(source.root) is not None
 
 
-def read_train(root: Path) -> ImageIndex:
-    """Index ``Data/CLS-LOC/train/<wnid>/*``; labels are the places of the sorted WordNet ids."""
-    folder = root / IMAGES / "train"
-    classes = class_folders(folder)
-    paths, labels = images_by_class(root, folder, classes)
-    return ImageIndex(root, classes, paths, labels, no_boxes(len(paths)))
+def read_train(source: Source) -> ImageIndex:
+    """Index ``train/<wnid>/*``."""
+    base, images, _ = _found(source.root)
+    return training_index(base, base / images / "train")
 
 
-def read_val(root: Path) -> ImageIndex:
-    """Index ``Data/CLS-LOC/val/*`` with class and boxes from each image's XML."""
-    classes = class_folders(root / IMAGES / "train")
-    label_of = {name: label for label, name in enumerate(classes)}
-    folder = root / IMAGES / "val"
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; the ILSVRC layout keeps its validation images there")
-    names = images_in(folder)
-    labels: list[int] = []
-    boxes: list[NDArray[np.float32]] = []
-    for name in names:
-        annotation = root / ANNOTATIONS / "val" / f"{Path(name).stem}.xml"
-        wnid, found = read_annotation(annotation)
-        if wnid not in label_of:
-            raise UserError(f"{annotation}: class {wnid} has no folder under {root / IMAGES / 'train'}")
-        labels.append(label_of[wnid])
-        boxes.append(found)
-    paths = tuple((IMAGES / "val" / name).as_posix() for name in names)
-    return ImageIndex(root, classes, paths, np.asarray(labels, np.int64), tuple(boxes))
+def read_val(source: Source) -> ImageIndex:
+    """Index ``val`` in the order of its file names, with class and boxes from the annotations."""
+    base, images, annotations = _found(source.root)
+    train, val = base / images / "train", base / images / "val"
+    classes = class_folders(train)
+    if not val.is_dir():
+        raise UserError(f"{val} does not exist; the ilsvrc layout keeps its validation images there")
+    if annotations is None:
+        raise UserError(
+            f"{base} has neither {XML_FOLDER} nor {SOLUTION}, which give the validation images' boxes; "
+            f"add one, or read class folders without them: data.layout=folders data.root={base / images}"
+        )
+    paths = _paths(base, val)
+    repeated = first_repeated(path.stem for path in paths)
+    if repeated is not None:
+        raise UserError(f"{val} holds two images of the name {repeated}; only one can be the annotated one")
+    truths = read_annotations(annotations, [path.stem for path in paths])
+    label_of = {wnid: label for label, wnid in enumerate(classes)}
+    for path, truth in zip(paths, truths, strict=True):
+        if truth.wnid not in label_of:
+            raise UserError(f"{truth.place}: class {truth.wnid} has no folder under {train}")
+        if (base / path.parent) != val and path.parent.name != truth.wnid:
+            raise UserError(f"{truth.place}: class {truth.wnid}, but the image lies in {base / path.parent}")
+    return ImageIndex(
+        base,
+        classes,
+        tuple(str(path) for path in paths),
+        np.array([label_of[truth.wnid] for truth in truths], np.int64),
+        tuple(truth.boxes for truth in truths),
+        np.array([truth.size or (0, 0) for truth in truths], np.int64).reshape(-1, 2),
+    )
 
 
-def read_annotation(path: Path) -> tuple[str, NDArray[np.float32]]:
-    """WordNet id and boxes [b, 4] of one annotation file; entities and external references are refused."""
-    try:
-        root: Element = parse(path, forbid_dtd=True).getroot()
-        objects = root.findall("object")
-        boxes = [[_number(o, f"bndbox/{k}") for k in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
-        names = [o.findtext("name", "").strip() for o in objects]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; every validation image needs its annotation") from None
-    except (ParseError, DefusedXmlException, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable annotation: {error}") from None
-    if not objects:
-        raise UserError(f"{path} names no object; without one the image has no class")
-    return names[0], np.asarray(boxes, np.float32)
+class _Tree(NamedTuple):
+    base: Path  # image paths start here
+    images: Path  # where in it train and val are
+    annotations: Path | None
 
 
-def _number(element: Element, tag: str) -> float:
-    text = element.findtext(tag)
-    if text is None:
-        raise ValueError(f"an object has no {tag}")
-    return float(text)
+def _find(root: Path) -> _Tree | None:
+    for base in (root, root / "ILSVRC"):
+        if (base / IMAGES / "train").is_dir():
+            # Kaggle puts its CSV beside ILSVRC. Absolute, since the parent of "." would be "." again.
+            return _Tree(base, IMAGES, find_annotations(base, base.absolute().parent))
+        # Without annotations in it, such a tree is any class folders.
+        annotations = find_annotations(base)
+        if annotations is not None and (base / "train").is_dir():
+            return _Tree(base, Path(), annotations)
+    return None
+
+
+def _found(root: Path) -> _Tree:
+    tree = _find(root)
+    if tree is None:
+        raise ValueError(f"{root} is not in this layout")
+    return tree
+
+
+def _paths(base: Path, val: Path) -> list[PurePosixPath]:
+    """Paths of the images in `val` and in its class folders, ordered by name as if they all lay in `val`."""
+    here = PurePosixPath(val.relative_to(base).as_posix())
+    paths = [here / name for name in images_in(val)]
+    for wnid in folders_in(val):
+        paths += [here / wnid / name for name in images_in(val / wnid)]
+    return sorted(paths, key=lambda path: path.name)

@@ -1,0 +1,88 @@
+"""Look hard at one image file: what training would silently take, this reports."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from .images import UnreadableImageError, is_cut_jpeg, read_image
+
+# Formats by file suffix. Others may decode with one version of a library and not with the next, so none is taken.
+FORMATS = {
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+
+_ORIENTATION = 0x112  # EXIF tag
+_PNG_DEPTH = 24  # place of the bit depth, by PNG's specification
+
+
+class Look(NamedTuple):
+    """What a file turned out to be."""
+
+    broken: str = ""  # why training cannot or should not read it
+    odd: tuple[str, ...] = ()  # readable, but not the plain image one expects
+    size: tuple[int, int] | None = None  # width and height in pixels; None where broken
+
+
+def inspect_image(path: Path) -> Look:
+    """Decode a file twice, strictly by Pillow and as training does, and list what is unusual about it.
+
+    Decoders differ, by library and version, in what damage they refuse and what they fill with gray and keep quiet
+    about; a file must please both. Pillow also refuses, before it decodes, images of more than 178 956 970 pixels (half
+    a gigabyte).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return Look(broken=error.strerror or str(error))
+    if not data:
+        return Look(broken="is empty")
+    if is_cut_jpeg(data):
+        return Look(broken="is truncated: the JPEG ends before its end marker")
+    try:
+        odd = _oddities(data, path.suffix)
+    except _OtherFormat as error:
+        return Look(broken=str(error))
+    except Image.UnidentifiedImageError:
+        return Look(broken="is no image that Pillow recognizes")
+    except Image.DecompressionBombError:
+        return Look(broken="has more than 178 956 970 pixels")
+    except Exception as error:  # whatever a decoder raises on damaged data, the file is not to be used
+        return Look(broken=f"is damaged: {error}")
+    try:
+        height, width, _ = read_image(path).shape
+    except UnreadableImageError as error:
+        return Look(broken=error.reason)
+    return Look(odd=odd, size=(width, height))
+
+
+class _OtherFormat(Exception):
+    pass
+
+
+def _oddities(data: bytes, suffix: str) -> tuple[str, ...]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as image:
+            kind = "JPEG" if image.format == "MPO" else image.format or "unknown format"
+            if kind not in FORMATS.values():
+                raise _OtherFormat(f"is a {kind}, which is not read; convert it to JPEG or PNG")
+            deep = image.mode in ("F", "I") or "16" in image.mode or (kind == "PNG" and data[_PNG_DEPTH] == 16)
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            image.load()
+            found = {
+                f"is a {kind}": FORMATS.get(suffix.lower()) != kind,
+                "is CMYK": image.mode == "CMYK",
+                "has more than 8 bits a channel": deep,
+                "has transparency, which is dropped": image.has_transparency_data,
+                f"is rotated by EXIF orientation {orientation}, which is not applied": orientation != 1,
+            }
+    return tuple(text for text, is_so in found.items() if is_so)

@@ -1,0 +1,33 @@
+"""Where a data set lies, and what a layout is."""
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from ..index import ImageIndex
+
+
+class Source(NamedTuple):
+    """Folders and files that describe a data set."""
+
+    root: Path
+    metadata: Path | None = None  # for layouts whose lists lie apart from their images
+    devkit: Path | None = None  # for lists that number ILSVRC's classes by devkit id − 1
+
+
+class Layout(Protocol):
+    """How one kind of data set lies on disk; each is a module with these names.
+
+    `SHAPE` says in a few words what the layout looks for. The readers raise UserError, one line that names file and way
+    out, for whatever does not fit.
+    """
+
+    SHAPE: str
+
+    def recognizes(self, source: Source) -> bool:
+        """Whether the source looks like this layout."""
+
+    def read_train(self, source: Source) -> ImageIndex:
+        """Index of the training images; they have no boxes, whatever the files know."""
+
+    def read_val(self, source: Source) -> ImageIndex:
+        """Index of the validation images, with boxes where they are known."""

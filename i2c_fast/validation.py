@@ -1,0 +1,69 @@
+"""``i2c-fast validate-data``: both splits of a data set, looked at image by image."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from .config import DataConfig
+from .data import recognize
+from .data.validate import Finding, ValidationReport, validate, write_blacklist
+from .files import write_json
+from .training import open_split
+from .training.logs import Meter
+
+# Findings of one kind shown on the screen; the JSON file has them all.
+SHOWN = 20
+
+
+def validate_data_set(data: DataConfig, blacklist: Path | None, output: Path | None, console: Console) -> int:
+    """Validate the training and validation images of a data set and print what was found.
+
+    Args:
+        data: as a run is configured; its blacklist is honored, so that a second look finds nothing broken.
+        blacklist: where to write the broken images. output: where to write all findings as JSON.
+
+    Returns:
+        How many images are broken.
+
+    Raises:
+        UserError: the data set cannot be indexed, or a file not written.
+    """
+    layout = recognize(data.root, data.metadata) if data.layout == "auto" else data.layout
+    console.print(f"{layout} layout under {data.root}", highlight=False)
+    reports: dict[str, ValidationReport] = {}
+    for split in ("train", "val"):
+        index = open_split(data, split)
+        with Meter(console, f"decoding {split}", len(index)) as meter:
+            reports[split] = validate(
+                index,
+                expect_boxes=split == "val",
+                workers=data.workers,
+                progress=lambda images, meter=meter: meter.advance(images, images),  # type: ignore[misc]
+            )
+        _print(split, reports[split], console)
+    if blacklist is not None:
+        write_blacklist(blacklist, *reports.values())
+        console.print(f"train without them: data.blacklist={blacklist}", highlight=False)
+    if output is not None:
+        write_json(output, {split: asdict(report) for split, report in reports.items()})
+    return sum(len(report.broken) for report in reports.values())
+
+
+def _print(split: str, report: ValidationReport, console: Console) -> None:
+    console.print(
+        f"{split}: {report.images} images, {len(report.broken)} broken, {len(report.odd)} odd, "
+        f"{len(report.outside)} with a box outside, {len(report.boxless)} without a box",
+        highlight=False,
+    )
+    kinds: dict[str, list[Finding]] = {
+        "broken": report.broken,
+        "odd": report.odd,
+        "box": report.outside,
+        "no box": [Finding(path, "has no box; it counts for classification only") for path in report.boxless],
+    }
+    for kind, findings in kinds.items():
+        for finding in findings[:SHOWN]:
+            console.print(f"  {kind}: {finding.path}: {finding.reason}", highlight=False, markup=False)
+        if len(findings) > SHOWN:
+            console.print(f"  … and {len(findings) - SHOWN} more (--output lists them all)", highlight=False)
