@@ -20,7 +20,7 @@ class UnreadableImages:
 
     def __init__(self, run: Path, index: ImageIndex, limit: int, console: Console) -> None:
         self.path, self.index, self.limit, self.console = run / "unreadable.txt", index, limit, console
-        lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
+        lines = self.path.read_text("utf-8", "surrogateescape").splitlines() if self.path.is_file() else []
         self.known = {line.partition("\t")[0] for line in lines}
 
     def note(self, found: tuple[tuple[int, str], ...]) -> None:
@@ -34,9 +34,12 @@ class UnreadableImages:
             if name in self.known:
                 continue
             self.known.add(name)
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(f"{name}\t{reason}\n")
-            self.console.print(f"unreadable, replaced by others of its class: {name} ({reason})", highlight=False)
+            printable = name.encode(errors="backslashreplace").decode()
+            self.console.print(
+                f"unreadable, replaced by others of its class: {printable} ({reason})", highlight=False, markup=False
+            )
         if len(self.known) > self.limit:
             shown = ", ".join(sorted(self.known)[:SHOWN]) + (", …" if len(self.known) > SHOWN else "")
             raise UserError(
