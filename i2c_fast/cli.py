@@ -94,15 +94,21 @@ def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: 
 def evaluate(checkpoint: Path, overrides: tuple[str, ...], against: Path | None, output: Path | None) -> None:
     """Score CHECKPOINT (a file, or a run folder's newest) on its validation split, changed by KEY=VALUE."""
     from .environment import environment
-    from .evaluation import paired_differences
+    from .evaluation import PaperProtocol, centered_box_error, paired_differences
     from .files import write_json
     from .training import score_checkpoint
 
-    scores = {str(path): score_checkpoint(path, overrides, console) for path in (against, checkpoint) if path}
+    scores = {}
+    for path in (against, checkpoint):
+        if path:
+            scores[str(path)], index = score_checkpoint(path, overrides, console)
     results: dict[str, Any] = {"errors": {name: found.summary() for name, found in scores.items()}}
     if against:
         results["differences"] = paired_differences(scores[str(against)], scores[str(checkpoint)])
     print_scores(results["errors"])
+    if scores[str(checkpoint)].boxed.any():
+        results["centered_box_gt_known_error"] = centered_box_error(index, PaperProtocol())
+        print_centered_box(results["centered_box_gt_known_error"])
     if against:
         print_differences(f"{checkpoint} minus {against}", results["differences"])
     if output:
@@ -176,6 +182,7 @@ def demo(output: Path | None, seed: int, threads: int) -> None:
     results = run_demo(output, seed, threads, console)
     print_scores(results["errors"])
     print_differences("I²C minus plain", results["i2c_minus_plain"])
+    print_centered_box(results["centered_box_gt_known_error"])
     console.print(f"{results['notice']}\nPictures and figures: {results['folder']}", highlight=False)
 
 
@@ -190,6 +197,11 @@ def print_scores(rows: dict[str, dict[str, Any]]) -> None:
         cells.append(str(summary["gt_known"]["threshold"]) if "gt_known" in summary else "")
         table.add_row(name, *cells)
     console.print(table)
+
+
+def print_centered_box(error: float) -> None:
+    """Print the baseline that errors are to be read against."""
+    console.print(f"One centered box for all images, looking at none: gt-known {error:.2f}", highlight=False)
 
 
 def print_differences(title: str, rows: dict[str, dict[str, Any]]) -> None:

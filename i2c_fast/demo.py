@@ -7,12 +7,12 @@ from typing import Any
 from rich.console import Console
 
 from .config import Config, build_config, load_recipe
-from .data import ImageIndex, read_image, read_split
+from .data import ImageIndex, read_image
 from .data.generated import write_generated
 from .data.images import Image
 from .environment import environment
 from .errors import UserError
-from .evaluation import Scores, paired_differences
+from .evaluation import PaperProtocol, Scores, centered_box_error, paired_differences
 from .files import write_json
 from .predict import Predictor, open_predictor
 from .report import contact_sheet, draw_overlay, save_picture
@@ -53,11 +53,12 @@ def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> 
     for name, changes in branches.items():
         console.print(f"{name}:", highlight=False)
         start_run(_config(*common, start, "stage0.epochs=0", *changes), folder / name, console)
-        scores[name] = score_checkpoint(folder / name, [f"data.root={test_root}"], console)
+        scores[name], test = score_checkpoint(folder / name, [f"data.root={test_root}"], console)
 
     results = {
         "notice": NOTICE,
         "seed": seed,
+        "centered_box_gt_known_error": centered_box_error(test, PaperProtocol()),
         "errors": {name: found.summary() for name, found in scores.items()},
         "i2c_minus_plain": paired_differences(scores["plain"], scores["i2c"]),
         "environment": environment(),
@@ -67,7 +68,7 @@ def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> 
         name: open_predictor(folder / name, threshold=found.best_threshold("gt_known"))
         for name, found in scores.items()
     }
-    save_picture(folder / "overlays.png", _pictures(predictors, read_split(test_root, "val")))
+    save_picture(folder / "overlays.png", _pictures(predictors, test))
     return {"folder": str(folder), **results}
 
 

@@ -25,6 +25,7 @@ def test_demo_leaves_both_rows_their_difference_and_pictures(tmp_path: Path, mon
         low, high = row["interval_95"]
         assert low <= row["difference"] <= high
     assert written["errors"]["i2c"]["images"] == 20
+    assert 0 < written["centered_box_gt_known_error"] < 100
     plain, i2c = (load_checkpoint(tmp_path / "demo" / name) for name in ("plain", "i2c"))
     assert plain["step"] == i2c["step"]
     assert plain["config"]["model"]["init"] == i2c["config"]["model"]["init"] != ""

@@ -1,5 +1,6 @@
 """Maps → boxes → errors, by named protocols."""
 
+from .baseline import centered_box_error
 from .boxes import intersection_over_union, largest_region_boxes
 from .evaluate import evaluate
 from .protocols import PaperProtocol
@@ -9,6 +10,7 @@ __all__ = [
     "LOCALIZATION_METRICS",
     "PaperProtocol",
     "Scores",
+    "centered_box_error",
     "evaluate",
     "headline",
     "intersection_over_union",

@@ -105,8 +105,11 @@ def open_split(data: DataConfig, split: Literal["train", "val"]) -> ImageIndex:
     )
 
 
-def score_checkpoint(checkpoint: Path, overrides: Iterable[str], console: Console) -> Scores:
+def score_checkpoint(checkpoint: Path, overrides: Iterable[str], console: Console) -> tuple[Scores, ImageIndex]:
     """Score a checkpoint on the validation split of its own configuration, changed by ``key=value``.
+
+    Returns:
+        The scores, and the split.
 
     Raises:
         UserError: a checkpoint, data set or override that does not fit.
@@ -117,7 +120,7 @@ def score_checkpoint(checkpoint: Path, overrides: Iterable[str], console: Consol
     index = open_split(config.data, "val")
     _check_backbone(state, config)
     _check_classes(state, index)
-    return score_split(runtime.place(restore_model(state)), index, runtime, config, console)
+    return score_split(runtime.place(restore_model(state)), index, runtime, config, console), index
 
 
 def _check_same_run(config: Config, state: dict[str, Any]) -> None:
