@@ -190,6 +190,8 @@ def build_config(values: dict[str, Any], source: str, overrides: Iterable[str] =
 
 
 def _check_together(config: Config) -> None:
+    if config.stage0.epochs + config.i2c.epochs == 0:
+        raise UserError("stage0.epochs and i2c.epochs are both 0; there is nothing to train")
     if config.data.short_side < config.data.image_size:
         raise UserError(
             f"data.short_side={config.data.short_side} is below data.image_size={config.data.image_size}; "

@@ -282,3 +282,7 @@ def test_consistency_without_pairs_is_an_error_with_ways_out() -> None:
 def test_configurations_compare_by_value() -> None:
     assert built("stage0.lr=0.5") == built("stage0.lr=5e-1") != built()
     assert dataclasses.replace(built()) == built()
+
+
+def test_a_run_of_no_epochs_is_refused() -> None:
+    assert "nothing to train" in message("stage0.epochs=0", "i2c.epochs=0")

@@ -1,6 +1,7 @@
 """What a run tells: a JSON line a step, TensorBoard, and a progress bar with images/s and time left."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -50,7 +51,8 @@ class RunLog:
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Log values of one step; ``kind`` is ``train`` or ``evaluation``."""
         with self._disk_errors():
-            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            plain = {name: None if _is_not_finite(value) else value for name, value in values.items()}
+            self.file.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
             for name, value in _numbers(values).items():
                 self.board.add_scalar(f"{kind}/{name}", value, step)
 
@@ -73,6 +75,11 @@ def _before(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] < step)
     except (json.JSONDecodeError, KeyError):
         return False  # the line a killed process was writing
+
+
+def _is_not_finite(value: Any) -> bool:
+    # JSON has no NaN or infinity; null is what other readers understand.
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

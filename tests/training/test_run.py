@@ -218,4 +218,5 @@ def test_ten_steps_in_a_row_that_are_not_finite_stop_the_run(
     with pytest.raises(UserError, match="10 steps in a row") as caught:
         start_run(config, tmp_path / "run", QUIET)
     assert "\n" not in str(caught.value)
-    assert [line["skipped"] for line in lines(tmp_path / "run")][:10] == [1.0] * 10
+    logged = lines(tmp_path / "run")[:10]
+    assert [(line["skipped"], line["loss"]) for line in logged] == [(1.0, None)] * 10
