@@ -1,6 +1,5 @@
 """One training step: what it learns from, and that a step that is not finite leaves no trace."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from i2c_fast import losses as losses_module
 from i2c_fast.config import Config
 from i2c_fast.data import TrainBatch, TrainBatches
-from i2c_fast.kernels import ClassMeans
+from i2c_fast.kernels import InterImageSums
 from i2c_fast.losses import InterImageLoss
 from i2c_fast.runtime import seed_all
 from i2c_fast.training import TERMS, Trainer, build_trainer
+from i2c_fast.training import step as step_module
 from i2c_fast.training.optimizer import set_learning_rate
 
 
@@ -90,8 +91,6 @@ def test_consistency_terms_pull_features_of_a_class_together(
 
 
 def nan_in_loss(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
-    import i2c_fast.training.step as step_module
-
     real = step_module.cross_entropy
     patch.setattr(step_module, "cross_entropy", lambda *a, **k: real(*a, **k) * torch.nan)
 
@@ -107,14 +106,15 @@ def nan_in_feature(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
 
 
 def nan_in_class_mean(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
-    op = sys.modules["i2c_fast.kernels.inter_image_loss"]  # as an attribute that name is the function
-    real = op.class_means
+    real = losses_module.inter_image_loss
 
-    def poisoned(*arguments: Any) -> ClassMeans:
-        found = real(*arguments)
-        return found._replace(means=found.means * torch.where(found.labels == 1, torch.nan, 1.0)[:, None])
+    def poisoned(*arguments: Any, **options: Any) -> InterImageSums:
+        sums = real(*arguments, **options)
+        means = sums.class_means.means.clone()
+        means[sums.class_means.labels == 1] = torch.nan
+        return sums._replace(gc=sums.gc * torch.nan, class_means=sums.class_means._replace(means=means))
 
-    patch.setattr(op, "class_means", poisoned)
+    patch.setattr(losses_module, "inter_image_loss", poisoned)
 
 
 def inf_in_gradient(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
