@@ -26,7 +26,9 @@ class InterImageLoss(nn.Module):
 
     In training mode each forward draws seeds, returns SC and GC against the centers as they stand, and remembers the
     class means; `commit` then moves the centers (Eq. 3, 4) and advances the random step. By default that happens at the
-    next forward or in `state_dict()`, so a plain loop needs no extra call. In evaluation mode nothing changes.
+    next forward or in `state_dict()`, so a plain loop needs no extra call. In evaluation mode nothing changes. A step
+    captured as a CUDA graph calls `commit` itself, inside the graph: an update pending from outside of it would be
+    replayed for ever.
 
     Args:
         num_classes: Y. feature_dim: D.
@@ -122,11 +124,12 @@ class InterImageLoss(nn.Module):
             self.commit()
         indices, counts = sample_pixels(maps, self.k, self.threshold, self.draws, image_ids, self.seed_choice)
         sums = inter_image_loss(
-            features, indices, labels, self.centers, slots=slots, groups=groups, distance=self.distance
-        )
+            features, indices, labels, self.centers,
+            slots=slots, groups=groups, distance=self.distance, reduction="mean",
+        )  # fmt: skip
         if self.training:
             self._pending = sums.class_means.labels, sums.class_means.means
-        return InterImageTerms(sums.sc / sums.pairs.clamp(min=1), sums.gc / sums.classes.clamp(min=1), counts)
+        return InterImageTerms(sums.sc, sums.gc, counts)
 
     @torch.no_grad()
     def commit(self, found_inf: Tensor | None = None) -> None:
@@ -140,12 +143,10 @@ class InterImageLoss(nn.Module):
             return
         labels, means = self._pending
         self._pending = None
-        self.draws[1] += 1
         if self.center_update == "backprop":
-            return
-        if found_inf is not None:
-            means = torch.where(found_inf != 0, torch.nan, means)
-        update_centers(self.centers, self.steps, labels, means, self.alpha)
+            self.draws[1] += 1
+        else:
+            update_centers(self.centers, self.steps, labels, means, self.alpha, skip=found_inf, draws=self.draws)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As `nn.Module.state_dict`; a pending update is committed first unless the loop commits itself."""

@@ -1,7 +1,8 @@
 """The ops of Inter-Image Communication: class maps, seed pixels, consistency losses, class centers.
 
 Needs torch alone and knows nothing of data, models or training, so that each op can be dropped into any loop. Import it
-as ``i2c_fast.kernels``. One file holds one op: its equation, its plain PyTorch reference and its public function.
+as ``i2c_fast.kernels``. One file holds one op: its equation, its plain PyTorch reference, its Triton kernels and its
+public function. On a GPU the kernels run, elsewhere the references (``I2C_FAST_BACKEND``, see `_triton`).
 """
 
 from ._common import IGNORED_LABEL
@@ -14,6 +15,7 @@ from .normalize_cam import normalize_cam, normalize_cam_reference
 from .pair_consistency_loss import pair_consistency_loss, pair_consistency_loss_reference
 from .pooled_head import pooled_head, pooled_head_reference
 from .sample_pixels import sample_pixels, sample_pixels_reference
+from .tap_dropout import tap_dropout
 from .update_centers import update_centers, update_centers_reference
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "sample_pixels",
     "sample_pixels_reference",
     "tap",
+    "tap_dropout",
     "update_centers",
     "update_centers_reference",
 ]

@@ -12,11 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from ._add_columns import add_columns_, pixels_of
 from ._common import check_device, check_indices, check_same, check_tensor, describe, within
+from ._ops import define_op
+from ._triton import runs_triton, tl, triton
 
 # The slots carry indices as fp32 "gradients", which hold integers exactly up to here.
 MAX_TAPPED_PIXELS = 1 << 24
+# 16 bytes a thread of fp16 in 4 warps: a row of 2048 features is two programs, so that few seeds fill more SMs.
+MAX_BLOCK = 1024
 
 
 @dataclass(eq=False)
@@ -28,37 +34,80 @@ class Slots:
     used: bool = False
 
 
-def _pixels_of(features: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Index tensors (image [N, 1], row [N, K], column [N, K]) that address F without flattening, hence copying, it."""
-    images = torch.arange(len(features), device=features.device)[:, None]
-    flat = indices.long().clamp(0, features.shape[2] * features.shape[3] - 1)
-    return images, flat // features.shape[3], flat % features.shape[3]
-
-
 def gather_pixels_reference(features: Tensor, indices: Tensor) -> Tensor:
     """Plain PyTorch specification of `gather_pixels`."""
-    images, rows, columns = _pixels_of(features, indices)
+    images, rows, columns = pixels_of(features, indices)
     inside = within(indices, features.shape[2] * features.shape[3])
     return torch.where(inside[..., None], features[images, :, rows, columns], torch.nan)
 
 
-class _Tap(torch.autograd.Function):
+@triton.jit
+def _gather_pixels(  # type: ignore[no-untyped-def]
+    p_features, p_indices, p_out,
+    k, d, width, pixels, stride_image, stride_d, stride_row, stride_column, stride_indices_image, stride_indices_k,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program reads [BLOCK] features of one seed; with channels last these are contiguous."""
+    i_seed = tl.program_id(0).to(tl.int64)
+    i_image = i_seed // k
+    pixel = tl.load(p_indices + i_image * stride_indices_image + i_seed % k * stride_indices_k).to(tl.int64)
+    m_pixel = (pixel >= 0) & (pixel < pixels)
+    o_d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m_d = o_d < d
+    o_d = o_d.to(tl.int64)
+    p_pixel = p_features + i_image * stride_image + pixel // width * stride_row + pixel % width * stride_column
+    b_values = tl.load(p_pixel + o_d * stride_d, mask=m_d & m_pixel, other=float("nan"))
+    tl.store(p_out + i_seed * d + o_d, b_values, mask=m_d)
+
+
+def _config(d: int) -> dict[str, int]:
+    """Block size and warps: 8 features a thread."""
+    block = min(triton.next_power_of_2(d), MAX_BLOCK)
+    return {"BLOCK": block, "num_warps": max(1, block // 256)}
+
+
+def _launch(features: Tensor, indices: Tensor) -> Tensor:
+    if not runs_triton(features):
+        return gather_pixels_reference(features, indices)
+    (n, k), d = indices.shape, features.shape[1]
+    out = torch.empty(n, k, d, dtype=features.dtype, device=features.device)
+    if out.numel():
+        config = _config(d)
+        _gather_pixels[(n * k, triton.cdiv(d, config["BLOCK"]))](
+            features, indices, out, k, d, features.shape[3], features.shape[2] * features.shape[3],
+            *features.stride(), *indices.stride(), **config,
+        )  # fmt: skip
+    return out
+
+
+_op = define_op(
+    "gather_pixels(Tensor features, Tensor indices) -> Tensor",
+    _launch,
+    lambda features, indices: features.new_empty(*indices.shape, features.shape[1]),
+)
+
+
+def open_columns(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The two stand-ins of `Slots`, which hold memory but no values."""
+    n, d = features.shape[:2]
+    return features.new_empty(n, k, d), features.new_empty(n, k, dtype=torch.float32)
+
+
+class _GatherPixels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.shape, ctx.k = features.shape, k
-        columns = features.new_empty(len(features), k, features.shape[1])
-        return features.view_as(features), columns, features.new_empty(len(features), k, dtype=torch.float32)
+    def forward(ctx: Any, features: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.shape = features.shape
+        # Channels last where a pixel's features are adjacent.
+        ctx.layout = torch.channels_last if features.stride(1) == 1 else torch.contiguous_format
+        return _op(features, indices)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
-        dense, columns, indices = gradients
-        if columns is None or indices is None:
-            return dense, None
-        # Autograd may share `dense` with another branch (the head may use F twice), so it is copied, not written.
-        total = columns.new_zeros(ctx.shape) if dense is None else dense.clone()
-        images, rows, across = _pixels_of(total, indices)
-        total.permute(0, 2, 3, 1).index_put_((images, rows, across), columns, accumulate=True)
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        total = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.layout).zero_()
+        add_columns_(total, gradient, indices)
         return total, None
 
 
@@ -66,14 +115,39 @@ class _GatherThroughSlots(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, columns: Tensor, carrier: Tensor, features: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
-        ctx.pixels = features.shape[2] * features.shape[3]
-        return gather_pixels_reference(features, indices)
+        return _op(features, indices)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (indices,) = ctx.saved_tensors
-        inside = within(indices, ctx.pixels)
-        return torch.where(inside[..., None], gradients[0], 0.0), indices.float(), None, None
+        return gradient, indices.float(), None, None
+
+
+class _Tap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.shape = features.shape
+        return features.view_as(features), *open_columns(features, k)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dense: Tensor | None, columns: Tensor | None, indices: Tensor | None) -> tuple[Any, None]:
+        if columns is None or indices is None:
+            return dense, None
+        # Autograd may share `dense` with another branch (the head may use F twice), so it is copied, not written.
+        # Inductor, which sees who else reads it, drops the copy where it can.
+        total = columns.new_zeros(ctx.shape) if dense is None else dense.clone()
+        add_columns_(total, columns, indices)
+        return total, None
+
+
+def check_tappable(features: Tensor, k: int) -> None:
+    """Raise ValueError unless slots can serve `features`."""
+    check_tensor("features", features, 4)
+    if k < 1 or features.shape[2] * features.shape[3] > MAX_TAPPED_PIXELS:
+        raise ValueError(f"slots need k ≥ 1 and H·W ≤ {MAX_TAPPED_PIXELS}, got k={k}, features of {describe(features)}")
 
 
 def tap(features: Tensor, k: int) -> tuple[Tensor, Slots]:
@@ -89,9 +163,7 @@ def tap(features: Tensor, k: int) -> tuple[Tensor, Slots]:
     Raises:
         ValueError: not [N, D, H, W] floating point, k < 1, or more than 2²⁴ pixels.
     """
-    check_tensor("features", features, 4)
-    if k < 1 or features.shape[2] * features.shape[3] > MAX_TAPPED_PIXELS:
-        raise ValueError(f"tap needs k ≥ 1 and H·W ≤ {MAX_TAPPED_PIXELS}, got k={k}, {describe(features)}")
+    check_tappable(features, k)
     tapped, columns, carrier = _Tap.apply(features, k)
     return tapped, Slots(columns, carrier)
 
@@ -118,7 +190,8 @@ def gather_pixels(features: Tensor, indices: Tensor, slots: Slots | None = None)
     check_device(features=features, indices=indices)
     check_indices(indices, features.shape[2] * features.shape[3])
     if slots is None:
-        return gather_pixels_reference(features, indices)
+        values: Tensor = _GatherPixels.apply(features, indices)
+        return values
     expected = (len(features), indices.shape[1], features.shape[1])
     if slots.columns.shape != expected:
         opened = list(slots.columns.shape)

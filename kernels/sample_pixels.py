@@ -3,18 +3,24 @@
     region = {p : M[p] > δ},  M the min–max normalized map;   seeds = K of them at random      (paper, section 3.1)
 
 The region is found on the raw map as m > min + δ·(max − min), so normalizing first changes nothing but rounding.
-Random choice takes the K smallest of one Philox word per pixel, a uniform draw without replacement.
+Random choice takes the K smallest of one Philox word per pixel, a uniform draw without replacement. In PyTorch:
+``keys = torch.where(above, torch.rand(above.shape), inf); keys.topk(k, largest=False).indices``.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ._common import check_device, check_same, check_tensor
+from ._ops import define_op
 from ._philox import philox
+from ._triton import runs_triton, tl, triton
 
 SeedChoice = Literal["random", "first"]
+
+# Keys are sorted in registers, this many at a time: 8 a thread, 16 registers. More seeds than that are the reference's.
+MAX_BLOCK = 2048
 
 
 def sample_pixels_reference(
@@ -51,6 +57,109 @@ def sample_pixels_reference(
     indices = torch.where(unknown, 0, indices)
     counts = torch.where(unknown.squeeze(1), 0, counts)
     return indices.int(), counts.int()
+
+
+@triton.jit
+def _load_pixels(p_map, start, pixels, width, stride_row, stride_column, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Flat places [BLOCK] from `start` on, which of them are pixels, and those pixels in fp32."""
+    o_pixel = start + tl.arange(0, BLOCK)
+    m_pixel = o_pixel < pixels
+    o_map = (o_pixel // width).to(tl.int64) * stride_row + (o_pixel % width).to(tl.int64) * stride_column
+    return o_pixel, m_pixel, tl.load(p_map + o_map, mask=m_pixel, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _sample_pixels(  # type: ignore[no-untyped-def]
+    p_maps, p_seed, p_image_ids, p_indices, p_counts,
+    k, threshold, pixels, width, stride_image, stride_row, stride_column, stride_seed, stride_id,
+    RANDOM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program an image; the map is read block by block, [BLOCK], and the best [BLOCK_K] keys so far are kept."""
+    i_image = tl.program_id(0)
+    p_map = p_maps + i_image.to(tl.int64) * stride_image
+    b_low = tl.full([BLOCK], float("inf"), tl.float32)
+    b_high = tl.full([BLOCK], float("-inf"), tl.float32)
+    b_nan = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, pixels, BLOCK):
+        o_pixel, m_pixel, b_map = _load_pixels(p_map, start, pixels, width, stride_row, stride_column, BLOCK)
+        b_nan |= (m_pixel & (b_map != b_map)).to(tl.int32)
+        b_low = tl.minimum(b_low, tl.where(m_pixel, b_map, float("inf")))
+        b_high = tl.maximum(b_high, tl.where(m_pixel, b_map, float("-inf")))
+    low, high = tl.min(b_low, 0), tl.max(b_high, 0)
+    # In fp32 as the reference has it: an interpreted argument is a Python float, of 64 bits.
+    level = low + tl.full([], threshold, tl.float32) * (high - low)
+
+    run = tl.load(p_seed).to(tl.int64)
+    step = tl.load(p_seed + stride_seed).to(tl.int64)
+    image_id = i_image if p_image_ids is None else tl.load(p_image_ids + i_image.to(tl.int64) * stride_id)
+
+    b_above = tl.zeros([BLOCK], tl.int32)
+    b_brightest = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
+    # Keys are negated, for topk finds the largest; b_best ascends, so that it and the descending b_top form a bitonic
+    # sequence whose pairwise maxima are the best of both.
+    b_best = tl.full([BLOCK_K], -0x7FFFFFFFFFFFFFFF, tl.int64)
+    for start in range(0, pixels, BLOCK):
+        o_pixel, m_pixel, b_map = _load_pixels(p_map, start, pixels, width, stride_row, stride_column, BLOCK)
+        m_above = m_pixel & (b_map > level)
+        b_above += m_above.to(tl.int32)
+        b_brightest = tl.minimum(b_brightest, tl.where(m_pixel & (b_map == high), o_pixel, 0x7FFFFFFF))
+        b_key = o_pixel.to(tl.int64)
+        if RANDOM:
+            b_word = tl.philox(run, o_pixel, image_id.to(tl.int32), step.to(tl.int32), (step >> 32).to(tl.int32))[0]
+            b_key |= b_word.to(tl.int64) << 31
+        b_top = tl.topk(tl.where(m_above, -b_key, -0x7FFFFFFFFFFFFFFF), BLOCK_K)
+        b_best = tl.bitonic_merge(tl.maximum(b_best, b_top))
+
+    nan = tl.max(b_nan, 0) > 0
+    count = tl.where(nan, 0, tl.sum(b_above, 0))
+    tl.store(p_counts + i_image, count)
+    b_pixel = tl.where(count > 0, (-b_best & 0x7FFFFFFF).to(tl.int32), tl.where(nan, 0, tl.min(b_brightest, 0)))
+    # Fewer than K are written again and again, in draw order.
+    drawn = tl.where(count > 0, tl.minimum(count, BLOCK_K), BLOCK_K)
+    o_draw = BLOCK_K - 1 - tl.arange(0, BLOCK_K)
+    for start in range(0, k, drawn):
+        m_draw = (o_draw < drawn) & (start + o_draw < k)
+        tl.store(p_indices + i_image.to(tl.int64) * k + start + o_draw, b_pixel, mask=m_draw)
+
+
+def _config(pixels: int, k: int) -> dict[str, int]:
+    """A block holds the whole map where it can (28×28: 1024 keys, 40×40: 2048), 8 keys a thread, and at least K.
+
+    There are fewer programs than SMs, so each may use all registers: left to itself ptxas spills some for occupancy.
+    """
+    block = max(16, min(triton.next_power_of_2(pixels), MAX_BLOCK))
+    block_k = max(2, triton.next_power_of_2(min(k, pixels)))
+    return {"BLOCK": block, "BLOCK_K": block_k, "num_warps": max(1, block // 256), "maxnreg": 255}
+
+
+def _launch(
+    maps: Tensor, k: int, threshold: float, seed: Tensor, image_ids: Tensor | None, random: bool
+) -> tuple[Tensor, Tensor]:
+    pixels = maps.shape[1] * maps.shape[2]
+    if not runs_triton(maps) or min(k, pixels) > MAX_BLOCK:
+        return sample_pixels_reference(maps, k, threshold, seed, image_ids, "random" if random else "first")
+    indices = torch.empty(len(maps), k, dtype=torch.int32, device=maps.device)
+    counts = torch.empty(len(maps), dtype=torch.int32, device=maps.device)
+    if len(maps):
+        _sample_pixels[(len(maps),)](
+            maps, seed, image_ids, indices, counts, k, threshold, pixels, maps.shape[2],
+            *maps.stride(), seed.stride(0), 0 if image_ids is None else image_ids.stride(0),
+            RANDOM=random, **_config(pixels, k),
+            enable_fp_fusion=False,  # a fused multiply-add would round the threshold otherwise than the reference
+        )  # fmt: skip
+    return indices, counts
+
+
+def _fake(maps: Tensor, k: int, *_: Any) -> tuple[Tensor, Tensor]:
+    return maps.new_empty(len(maps), k, dtype=torch.int32), maps.new_empty(len(maps), dtype=torch.int32)
+
+
+_op = define_op(
+    "sample_pixels(Tensor maps, SymInt k, float threshold, Tensor seed, Tensor? image_ids, bool random)"
+    " -> (Tensor, Tensor)",
+    _launch,
+    _fake,
+)
 
 
 def sample_pixels(
@@ -92,4 +201,5 @@ def sample_pixels(
         check_tensor("image_ids", image_ids, 1, integer=True)
         check_same("len(image_ids)", len(image_ids), "len(maps)", len(maps))
     check_device(maps=maps, seed=seed, image_ids=image_ids)
-    return sample_pixels_reference(maps, k, threshold, seed, image_ids, choice)
+    indices, counts = _op(maps.detach(), k, threshold, seed, image_ids, choice == "random")
+    return indices, counts
