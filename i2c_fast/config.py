@@ -115,8 +115,11 @@ class OptimConfig:
 class EvalConfig:
     every: Annotated[int, Field(ge=0, description="epochs between evaluations; 0: only after the last")] = 1
     batch: Annotated[int, Field(ge=1, description="test images a batch")] = 64
+    protocol: Annotated[
+        Literal["paper", "wsolevaluation"], Field(description="the paper's, or the field's standard evaluator's")
+    ] = "paper"
     threshold_step: Annotated[
-        int, Field(ge=1, le=255, description="grey levels between the thresholds of the grid (1: all 255)")
+        int, Field(ge=1, le=255, description="grey levels between the paper protocol's thresholds (1: all 255)")
     ] = 1
     ten_crop: Annotated[bool, Field(description="class scores from ten crops; maps from the whole image")] = False
 

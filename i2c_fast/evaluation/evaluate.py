@@ -1,17 +1,15 @@
 """Run a model over a split: images → logits and the label's map → boxes → verdicts."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import EvalBatches, ImageIndex, eval_loader, normalize_images
 from ..models import Localizer
 from ..runtime import Runtime
-from .protocols import PaperProtocol
+from .metric import LocalizationMetric
+from .protocols import ScoringProtocol
 from .scores import Scores
 
 
@@ -19,7 +17,7 @@ def evaluate(
     model: Localizer,
     index: ImageIndex,
     runtime: Runtime,
-    protocol: PaperProtocol,
+    protocol: ScoringProtocol,
     *,
     image_size: int,
     batch_size: int,
@@ -40,10 +38,9 @@ def evaluate(
     batches = EvalBatches(index, image_size, batch_size, round(image_size * 8 / 7) if ten_crop else 0)
     modes = [(module, module.training) for module in model.modules()]  # some may be frozen in evaluation mode
     model.eval()
-    ranks: list[Tensor] = []
-    verdicts: list[Future[NDArray[np.bool_]]] = []
+    metric = LocalizationMetric(protocol, threads=max(1, workers))
     try:
-        with torch.inference_mode(), ThreadPoolExecutor(max(1, workers)) as pool:
+        with torch.inference_mode():
             for batch in eval_loader(batches, workers):
                 labels = batch.labels.to(runtime.device)
                 with runtime.autocast():
@@ -53,18 +50,13 @@ def evaluate(
                     if batch.enlarged is not None:
                         enlarged = normalize_images(batch.enlarged, runtime.device)
                         scores = ten_crop_scores(model, enlarged, image_size)
-                # Ties and NaN count against the label: a model that gives every class one score recognizes nothing.
-                ranks.append((~(scores < scores.gather(1, labels[:, None]))).sum(1).cpu() - 1)
-                # OpenCV and NumPy leave the interpreter lock, so threads box one batch while the next is computed.
-                described = zip(maps.cpu().numpy(), batch.sizes.tolist(), batch.indices.tolist(), strict=True)
-                verdicts += [pool.submit(_verdict, protocol, raw, size, index.boxes[i]) for raw, size, i in described]
+                boxes = [index.boxes[i] for i in batch.indices.tolist()]
+                metric.update(maps, scores, labels, boxes, batch.sizes, batch.indices)
                 progress(len(labels))
-            hits = np.stack([verdict.result() for verdict in verdicts])
+        return metric.scores()
     finally:
         for module, mode in modes:
             module.training = mode
-    boxed = np.array([len(boxes) > 0 for boxes in index.boxes])
-    return Scores(protocol.name, protocol.thresholds, torch.cat(ranks).numpy(), boxed, hits)
 
 
 def ten_crop_scores(model: Localizer, images: Tensor, size: int) -> Tensor:
@@ -81,11 +73,3 @@ def ten_crop_scores(model: Localizer, images: Tensor, size: int) -> Tensor:
         for view in (crop, crop.flip(-1)):
             total = total + model.predict(view)[0].float().softmax(1)
     return total / 10
-
-
-def _verdict(
-    protocol: PaperProtocol, raw: NDArray[np.float32], size: list[int], truth: NDArray[np.float32]
-) -> NDArray[np.bool_]:
-    if not len(truth):
-        return np.zeros(len(protocol.thresholds), np.bool_)
-    return protocol.hits(protocol.boxes(protocol.grey(raw, *size)), truth)

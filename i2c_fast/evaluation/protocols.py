@@ -1,12 +1,42 @@
 """Scoring protocols: every convention between a raw class map and a verdict, in one object each."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .boxes import Boxes, Grey, intersection_over_union, largest_region_boxes
+from .boxes import EMPTY_BOX, Boxes, Contours, Grey, find_contours, intersection_over_union, largest_region_boxes
+
+Verdicts = NDArray[np.bool_]
+
+# IoU thresholds of MaxBoxAccV2.
+CONTOUR_IOUS = (0.3, 0.5, 0.7)
+
+
+class Verdict(NamedTuple):
+    """What a protocol says of one map at each of its thresholds."""
+
+    box: Verdicts  # [T] whether its box is right
+    contours: Verdicts | None = None  # [3, T] whether any contour's box is, at each of CONTOUR_IOUS
+
+
+class ScoringProtocol(Protocol):
+    """What scoring asks of a protocol."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def thresholds(self) -> NDArray[np.int64]:
+        """The grid of grey levels, [T]."""
+        ...
+
+    def verdict(self, raw: NDArray[np.floating], width: int, height: int, truth: NDArray[np.float32]) -> Verdict:
+        """Judge a raw map [h, w] of an image of the given size by its true boxes [B, 4]; without any, all is wrong."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,14 +54,14 @@ class PaperProtocol:
     """
 
     threshold_step: int = 1
-    name: str = "paper"
+    name: ClassVar[str] = "paper"
 
     @property
     def thresholds(self) -> NDArray[np.int64]:
         """The grid of grey levels, [T]."""
         return np.arange(0, 255, self.threshold_step)
 
-    def grey(self, raw: NDArray[np.float32], width: int, height: int) -> Grey:
+    def grey(self, raw: NDArray[np.floating], width: int, height: int) -> Grey:
         """Raw map [h, w] → uint8 [height, width] (steps 1 and 2)."""
         low, high = raw.min(), raw.max()
         with np.errstate(over="ignore", invalid="ignore"):
@@ -50,6 +80,97 @@ class PaperProtocol:
         box: Boxes = largest_region_boxes(grey, np.array([threshold]))[0]
         return box
 
-    def hits(self, boxes: Boxes, truth: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def hits(self, boxes: Boxes, truth: NDArray[np.float32]) -> Verdicts:
         """Whether each box [T, 4] matches any true box [B, 4]: bool [T] (step 4)."""
         return np.any(intersection_over_union(boxes, truth) > 0.5, axis=1)
+
+    def verdict(self, raw: NDArray[np.floating], width: int, height: int, truth: NDArray[np.float32]) -> Verdict:
+        """Judge a raw map [h, w] of an image of the given size by its true boxes [B, 4]; without any, all is wrong."""
+        if not len(truth):
+            return Verdict(np.zeros(len(self.thresholds), np.bool_))
+        return Verdict(self.hits(self.boxes(self.grey(raw, width, height)), truth))
+
+
+@dataclass(frozen=True)
+class WsolEvaluationProtocol:
+    """The field's standard protocol (Choe et al., CVPR 2020, and its evaluator wsolevaluation), bit for bit.
+
+    1. The raw map is resized to 224 x 224 with OpenCV's INTER_CUBIC, in float64 as there. Then it is min–max
+       normalized; a constant map, or one with a NaN, becomes zeros (and one with an infinity, which is an error there).
+       A map that is 224 x 224 and normalized already stays as it is.
+    2. It becomes uint8(255·m), truncated: 255 is always reached, unless all is zero.
+    3. Thresholds are t in arange(0, 1, interval), masks value > int(t · maximum). So at most 255 differ; the grid has
+       each grey level int(255·t) once, and `expand` gives verdicts at every t. (A map of zeros has no mask at any t.)
+    4. MaxBoxAcc's box is that of the contour of largest `cv2.contourArea` among all that `cv2.findContours` returns
+       with RETR_TREE, of equals the first; MaxBoxAccV2 takes all contours, those of holes included. A box is
+       (x, y, min(x + w, 223), min(y + h, 223)), one pixel more to the right and below than the contour; without a
+       contour it is (0, 0, 0, 0).
+    5. True boxes are scaled to 224 x 224 and rounded down. A box is right when its IoU with any is ≥ 0.5 (V2: with any
+       of any contour's ≥ 0.3, 0.5, 0.7); widths and heights count +1.
+
+    Attributes:
+        interval: between the thresholds t (``cam_curve_interval``).
+    """
+
+    interval: float = 0.001
+    name: ClassVar[str] = "wsolevaluation"
+    side: ClassVar[int] = 224
+
+    @property
+    def fractions(self) -> NDArray[np.float64]:
+        """The evaluator's thresholds t."""
+        return np.arange(0, 1, self.interval)
+
+    @cached_property
+    def thresholds(self) -> NDArray[np.int64]:
+        """The grid of grey levels, [T] (step 3)."""
+        return np.unique(self._levels)
+
+    @property
+    def _levels(self) -> NDArray[np.int64]:
+        return (self.fractions * 255).astype(np.int64)
+
+    def expand(self, verdicts: Verdicts) -> Verdicts:
+        """Verdicts [..., T] on the grid → at each of `fractions`."""
+        return verdicts[..., np.searchsorted(self.thresholds, self._levels)]
+
+    def normalize(self, raw: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Raw map [h, w] → float64 [224, 224] from 0 to 1 (step 1)."""
+        resized = cv2.resize(raw.astype(np.float64), (self.side, self.side), interpolation=cv2.INTER_CUBIC)
+        low, high = resized.min(), resized.max()
+        with np.errstate(over="ignore", invalid="ignore"):
+            span = high - low
+        if not np.isfinite(span) or span == 0:
+            return np.zeros_like(resized, np.float64)
+        return np.asarray((resized - low) / span, np.float64)
+
+    def grey(self, raw: NDArray[np.floating]) -> Grey:
+        """Raw map [h, w] → uint8 [224, 224] (steps 1 and 2)."""
+        return (self.normalize(raw) * 255).astype(np.uint8)
+
+    def boxes(self, contours: Contours) -> Boxes:
+        """MaxBoxAcc's box at each threshold of the grid, int32 [T, 4] (step 4)."""
+        return self._enlarged(contours.largest[self.thresholds])
+
+    def truth(self, boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.float64]:
+        """True boxes [B, 4] of an image → in the frame of the map, [B, 4] (step 5)."""
+        return np.floor(boxes.astype(np.float64) * self.side / (width, height, width, height))
+
+    def verdict(self, raw: NDArray[np.floating], width: int, height: int, truth: NDArray[np.float32]) -> Verdict:
+        """Judge a raw map [h, w] of an image of the given size by its true boxes [B, 4]; without any, all is wrong."""
+        grid = len(self.thresholds)
+        if not len(truth):
+            return Verdict(np.zeros(grid, np.bool_), np.zeros((len(CONTOUR_IOUS), grid), np.bool_))
+        scaled = self.truth(truth, width, height)
+        contours = find_contours(self.grey(raw))
+        largest = intersection_over_union(self.boxes(contours), scaled).max(1)
+        # The last row is what no contour stands for, and −1 finds it.
+        everywhere = self._enlarged(np.concatenate([contours.boxes, np.array([EMPTY_BOX], np.int32)]))
+        overlaps = intersection_over_union(everywhere, scaled).max(1)
+        best = overlaps[contours.best(overlaps[:-1])][self.thresholds]
+        return Verdict(largest >= 0.5, best >= np.array(CONTOUR_IOUS)[:, None])
+
+    def _enlarged(self, boxes: Boxes) -> Boxes:
+        enlarged = np.minimum(boxes + np.array([0, 0, 1, 1], np.int32), self.side - 1)
+        enlarged[boxes[:, 2] < 0] = 0
+        return enlarged

@@ -1,10 +1,13 @@
 """Classification and localization errors of a split, at every threshold and at the best."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .protocols import CONTOUR_IOUS
 
 # Each localization metric, with how many of the first predictions may hold the label (0: the label is given).
 LOCALIZATION_METRICS = {"gt_known": 0, "loc_top1": 1, "loc_top5": 5}
@@ -23,6 +26,44 @@ class Scores:
     ranks: NDArray[np.int64]  # [n] place of the label among the predictions, 0 = first
     boxed: NDArray[np.bool_]  # [n] images with a true box
     hits: NDArray[np.bool_]  # [n, T] box from the label's map right; False without a true box
+    contour_hits: NDArray[np.bool_] | None = None  # [n, 3, T] any contour's box right at CONTOUR_IOUS, if judged
+    images: NDArray[np.int64] | None = None  # [n] places in the split, all different; None: not known
+
+    @staticmethod
+    def merge(shards: "Sequence[Scores]") -> "Scores":
+        """Scores of all images of several shards, as if they had been scored together.
+
+        Images come in the order of their places in the split, whatever the order of the shards and the images in them;
+        where no shard knows the places, shards follow each other.
+
+        Raises:
+            ValueError: shards of different protocols or thresholds, some with places and some without, or an image in
+                more than one.
+        """
+        first = shards[0]
+        for shard in shards[1:]:
+            first._check_comparable(shard)
+            if (shard.images is None) != (first.images is None):
+                raise ValueError("some shards know the places of their images, others do not")
+        images = None
+        order: NDArray[np.intp] | slice = slice(None)
+        if first.images is not None:
+            images = np.concatenate([shard.images for shard in shards if shard.images is not None])
+            order = np.argsort(images)
+            images = images[order]
+            repeated = images[1:][images[1:] == images[:-1]]
+            if len(repeated):
+                raise ValueError(f"image {repeated[0]} was scored more than once; shards must not overlap")
+        contour_hits = [shard.contour_hits for shard in shards if shard.contour_hits is not None]
+        return Scores(
+            first.protocol,
+            first.thresholds,
+            np.concatenate([shard.ranks for shard in shards])[order],
+            np.concatenate([shard.boxed for shard in shards])[order],
+            np.concatenate([shard.hits for shard in shards])[order],
+            np.concatenate(contour_hits)[order] if contour_hits else None,
+            images,
+        )
 
     def classification_error(self, top: int) -> float:
         """Share of images, in per cent, whose label is not among the first `top` predictions."""
@@ -39,18 +80,36 @@ class Scores:
         errors: NDArray[np.float64] = 100 * (1 - self.right(metric).mean(0))
         return errors
 
+    def contour_accuracies(self) -> NDArray[np.float64]:
+        """Accuracy in per cent of any contour's box at each of CONTOUR_IOUS and each threshold, [3, T].
+
+        Raises:
+            ValueError: the protocol does not judge them.
+        """
+        if self.contour_hits is None:
+            raise ValueError(f"the protocol {self.protocol!r} does not judge all contours")
+        judged = self.contour_hits[self.boxed]
+        return 100 * judged.sum(0) / len(judged)
+
     def best_threshold(self, metric: str) -> int:
         """The grey level that serves this split best (of equals the middle one, which is the most robust)."""
-        errors = self.localization_errors(metric)
-        best = np.flatnonzero(errors == errors.min())
-        return int(self.thresholds[best[(len(best) - 1) // 2]])
+        return int(self.thresholds[_best(-self.localization_errors(metric))])
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, thresholds_from: "Scores | None" = None) -> dict[str, Any]:
         """All errors in per cent, ready for JSON.
 
-        Each localization metric is given at its own best threshold and at Gt-known's. Both thresholds are chosen on
-        this very split, as the field reports it.
+        Each localization metric is given at its own best threshold and at Gt-known's. The protocol wsolevaluation adds
+        its MaxBoxAcc, and MaxBoxAccV2 with the accuracy at each IoU's own best threshold; these are accuracies.
+
+        Args:
+            thresholds_from: scores of another split, by the same protocol, whose best thresholds are taken: the honest
+                figures. Without, thresholds are chosen on this very split, as the field reports it.
+
+        Raises:
+            ValueError: `thresholds_from` are of another protocol or grid, or have no boxes to choose by.
         """
+        chooser = self if thresholds_from is None else thresholds_from
+        self._check_comparable(chooser)
         result: dict[str, Any] = {
             "protocol": self.protocol,
             "images": len(self.ranks),
@@ -60,15 +119,40 @@ class Scores:
         }
         if not self.boxed.any():
             return result
-        common = int(np.flatnonzero(self.thresholds == self.best_threshold("gt_known"))[0])
+        if not chooser.boxed.any():
+            raise ValueError("the split to choose thresholds on has no boxes")
+        if thresholds_from is not None:
+            result["thresholds_chosen_on"] = "another split"
+        common = _best(-chooser.localization_errors("gt_known"))
         for metric in LOCALIZATION_METRICS:
-            errors = self.localization_errors(metric)
+            errors, own = self.localization_errors(metric), _best(-chooser.localization_errors(metric))
             result[metric] = {
-                "error": float(errors.min()),
-                "threshold": self.best_threshold(metric),
+                "error": float(errors[own]),
+                "threshold": int(self.thresholds[own]),
                 "error_at_gt_known_threshold": float(errors[common]),
             }
+        if self.contour_hits is not None:
+            result["max_box_acc"] = 100 * float(self.right("gt_known")[:, common].sum()) / int(self.boxed.sum())
+            result["max_box_acc_v2"] = self._max_box_acc_v2(chooser)
         return result
+
+    def _max_box_acc_v2(self, chooser: "Scores") -> dict[str, Any]:
+        accuracies, places = self.contour_accuracies(), [_best(curve) for curve in chooser.contour_accuracies()]
+        at = {
+            f"iou_{100 * iou:.0f}": {"accuracy": float(curve[place]), "threshold": int(self.thresholds[place])}
+            for iou, curve, place in zip(CONTOUR_IOUS, accuracies, places, strict=True)
+        }
+        return {"accuracy": sum(entry["accuracy"] for entry in at.values()) / len(at), **at}
+
+    def _check_comparable(self, other: "Scores") -> None:
+        if self.protocol != other.protocol or not np.array_equal(self.thresholds, other.thresholds):
+            raise ValueError(f"scores by {self.protocol!r} and {other.protocol!r}, or of other thresholds, do not mix")
+
+
+def _best(accuracies: NDArray[np.float64]) -> int:
+    """Place of the highest; of equals the middle one."""
+    best = np.flatnonzero(accuracies == accuracies.max())
+    return int(best[(len(best) - 1) // 2])
 
 
 def headline(summary: dict[str, Any]) -> str:
@@ -77,7 +161,10 @@ def headline(summary: dict[str, Any]) -> str:
     for metric, name in (("loc_top1", "loc top-1"), ("loc_top5", "top-5"), ("gt_known", "gt-known")):
         if metric in summary:
             parts.append(f"{name} {summary[metric]['error']:.2f}")
-    return "error %: " + "  ".join(parts)
+    line = "error %: " + "  ".join(parts)
+    if "max_box_acc_v2" in summary:
+        line += f"  accuracy %: MaxBoxAccV2 {summary['max_box_acc_v2']['accuracy']:.2f}"
+    return line
 
 
 def paired_difference(

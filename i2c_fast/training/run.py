@@ -23,7 +23,7 @@ FREE_ON_RESUME = (
     "run.device", "run.threads", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.max_skipped",
     "data.root", "data.layout", "data.metadata", "data.workers", "data.max_unreadable",
     "model.weights", "model.init",
-    "eval.every", "eval.batch", "eval.threshold_step", "eval.ten_crop",
+    "eval.every", "eval.batch", "eval.protocol", "eval.threshold_step", "eval.ten_crop",
 )  # fmt: skip
 
 Resume = Literal["never", "auto", "required"]

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from ..config import Config
+from ..config import Config, EvalConfig
 from ..data import ImageIndex
-from ..evaluation import PaperProtocol, Scores, evaluate
+from ..evaluation import PaperProtocol, Scores, ScoringProtocol, WsolEvaluationProtocol, evaluate
 from ..models import Localizer
 from ..runtime import Runtime
 from .logs import Meter
@@ -20,7 +20,7 @@ def score_split(
     console: Console,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Evaluate `model` on a split by the paper's protocol; `between_batches` may raise to leave early."""
+    """Evaluate `model` on a split by the configured protocol; `between_batches` may raise to leave early."""
 
     def progress(images: int) -> None:
         meter.advance(images, images)
@@ -31,10 +31,14 @@ def score_split(
             model,
             index,
             runtime,
-            PaperProtocol(config.eval.threshold_step),
+            _protocol(config.eval),
             image_size=config.data.image_size,
             batch_size=config.eval.batch,
             workers=config.data.workers,
             ten_crop=config.eval.ten_crop,
             progress=progress,
         )
+
+
+def _protocol(config: EvalConfig) -> ScoringProtocol:
+    return WsolEvaluationProtocol() if config.protocol == "wsolevaluation" else PaperProtocol(config.threshold_step)

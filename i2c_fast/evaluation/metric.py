@@ -1,0 +1,133 @@
+"""Localization scores inside anybody's own evaluation loop, with the methods that metrics have in torchmetrics."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .protocols import PaperProtocol, ScoringProtocol, Verdict
+from .scores import Scores
+
+
+class LocalizationMetric:
+    """All localization and classification errors of a split, from class maps batch by batch.
+
+    Threads judge the maps while the next batch is computed; `compute` waits for them.
+
+    ::
+
+        metric = LocalizationMetric(WsolEvaluationProtocol())
+        for images, labels, boxes, sizes in loader:
+            metric.update(maps_of(images, labels), model(images), labels, boxes, sizes)
+        print(metric.compute()["loc_top1"])
+
+    Args:
+        protocol: how maps become verdicts; default `PaperProtocol`.
+        threads: how many judge maps; default one for each processor.
+    """
+
+    def __init__(self, protocol: ScoringProtocol | None = None, threads: int | None = None) -> None:
+        self.protocol: ScoringProtocol = PaperProtocol() if protocol is None else protocol
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count())
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._merged: list[Scores] = []
+        self._ranks: list[NDArray[np.int64]] = []
+        self._places: list[NDArray[np.int64] | None] = []
+        self._boxed: list[bool] = []
+        self._verdicts: list[Future[Verdict]] = []
+
+    def update(
+        self,
+        maps: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        boxes: Sequence[NDArray[np.float32] | Tensor],
+        sizes: Sequence[Sequence[int]] | Tensor,
+        images: Sequence[int] | Tensor | None = None,
+    ) -> None:
+        """Take in a batch.
+
+        Args:
+            maps: floating [N, h, w], the raw maps of the labels' classes, not normalized, of any size and device.
+            logits: float [N, Y], or probabilities: only their order counts. labels: integer [N].
+            boxes: for each image its true boxes [B, 4] as x0, y0, x1, y1 in its own pixels, inclusive; none is B = 0.
+            sizes: [N, 2] width and height of each image, in the pixels that the boxes are in.
+            images: [N] places in the split, which let shards be merged in its order; in every update, or in none.
+
+        Raises:
+            ValueError: shapes that do not fit together, or a size of no pixels.
+        """
+        count = len(maps)
+        if maps.ndim != 3 or not maps.numel() or logits.ndim != 2:
+            raise ValueError(f"expected maps [N, h, w] and logits [N, Y], got {[*maps.shape]} and {[*logits.shape]}")
+        lengths = [len(logits), len(labels), len(boxes), len(sizes), count if images is None else len(images)]
+        if set(lengths) != {count}:
+            raise ValueError(f"{count} maps, but logits, labels, boxes, sizes and images are {lengths}")
+        pixels = np.asarray(sizes)
+        if pixels.shape != (count, 2) or pixels.min() < 1:
+            raise ValueError("expected sizes [N, 2] of at least a pixel")
+        # Copies: threads read them while the caller may already be filling its buffers with the next batch.
+        truths = [np.array(truth, np.float32).reshape(-1, 4) for truth in boxes]
+        exact = maps.dtype if maps.dtype == torch.float64 else torch.float32
+        raws = maps.detach().to("cpu", exact, copy=True).numpy()
+        self._ranks.append(label_ranks(logits, labels))
+        self._places.append(None if images is None else np.asarray(images, np.int64))
+        self._boxed += [len(truth) > 0 for truth in truths]
+        for raw, (width, height), truth in zip(raws, pixels.tolist(), truths, strict=True):
+            self._verdicts.append(self._pool.submit(self.protocol.verdict, raw, width, height, truth))
+
+    def scores(self) -> Scores:
+        """Verdicts on all images so far, merged ones included.
+
+        Raises:
+            ValueError: there are no images, or an image came twice.
+        """
+        own = [self._own()] if self._verdicts else []
+        if not own and not self._merged:
+            raise ValueError("no images yet; call update() first")
+        return Scores.merge([*own, *self._merged])
+
+    def compute(self) -> dict[str, Any]:
+        """All errors in per cent, as `Scores.summary` gives them."""
+        return self.scores().summary()
+
+    def merge_state(self, other: "LocalizationMetric") -> None:
+        """Add the images of another metric: of another rank or shard of the split."""
+        self._merged.append(other.scores())
+
+    def _own(self) -> Scores:
+        verdicts = [verdict.result() for verdict in self._verdicts]
+        contours = [verdict.contours for verdict in verdicts if verdict.contours is not None]
+        places = [place for place in self._places if place is not None]
+        if len(places) not in (0, len(self._places)):
+            raise ValueError("give `images` in every update, or in none")
+        return Scores(
+            self.protocol.name,
+            self.protocol.thresholds,
+            np.concatenate(self._ranks),
+            np.array(self._boxed),
+            np.stack([verdict.box for verdict in verdicts]),
+            np.stack(contours) if contours else None,
+            np.concatenate(places) if places else None,
+        )
+
+
+def label_ranks(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
+    """Place of each label among its image's predictions, 0 = first, int64 [N].
+
+    Ties and NaN count against the label: a model that gives every class one score recognizes nothing.
+
+    Args:
+        logits: [N, Y]. labels: [N], on any device.
+    """
+    own = logits.gather(1, labels.to(logits.device)[:, None])
+    ranks: NDArray[np.int64] = (torch.sum(~(logits < own), 1) - 1).cpu().numpy()
+    return ranks

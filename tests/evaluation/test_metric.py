@@ -1,0 +1,198 @@
+"""The metric for other people's loops: batch by batch, shard by shard, the same scores."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from i2c_fast.evaluation import (
+    LocalizationMetric,
+    PaperProtocol,
+    Scores,
+    ScoringProtocol,
+    Verdict,
+    WsolEvaluationProtocol,
+)
+
+from .maps import cam
+
+COUNT, CLASSES = 12, 7
+
+
+def data() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    maps = torch.from_numpy(np.stack([cam(i, 7, 14) for i in range(COUNT)])).float()
+    corners = rng.integers(0, 50, (COUNT, 2, 2))
+    boxes = [np.concatenate([c, c + rng.integers(20, 49, (2, 2))], 1).astype(np.float32) for c in corners]
+    boxes[4] = boxes[4][:0]
+    return {
+        "maps": maps,
+        "logits": torch.from_numpy(rng.normal(size=(COUNT, CLASSES))),
+        "labels": torch.from_numpy(rng.integers(0, CLASSES, COUNT)),
+        "boxes": boxes,
+        "sizes": torch.tensor([[100, 100]] * COUNT),
+    }
+
+
+def update(metric: LocalizationMetric, chosen: list[int], places: bool = True) -> LocalizationMetric:
+    everything = data()
+    part = {
+        name: [value[i] for i in chosen] if name == "boxes" else value[chosen] for name, value in everything.items()
+    }
+    metric.update(**part, images=torch.tensor(chosen) if places else None)
+    return metric
+
+
+def fresh(protocol: ScoringProtocol | None = None) -> LocalizationMetric:
+    return LocalizationMetric(protocol or WsolEvaluationProtocol(), threads=2)
+
+
+def assert_equal(found: Scores, expected: Scores) -> None:
+    for name in ("ranks", "boxed", "hits", "contour_hits", "images"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        np.testing.assert_array_equal(one, other, err_msg=name)
+    assert found.summary() == expected.summary()
+
+
+@pytest.mark.parametrize("protocol", [PaperProtocol(), PaperProtocol(10), WsolEvaluationProtocol()])
+def test_scores_are_the_protocols_verdicts(protocol: ScoringProtocol) -> None:
+    found, given = update(fresh(protocol), list(range(COUNT))).scores(), data()
+    assert (found.protocol, found.thresholds.tolist()) == (protocol.name, protocol.thresholds.tolist())
+    assert found.boxed.tolist() == [i != 4 for i in range(COUNT)]
+    for i in range(COUNT):
+        verdict = protocol.verdict(given["maps"][i].numpy(), 100, 100, given["boxes"][i])
+        np.testing.assert_array_equal(found.hits[i], verdict.box)
+        if verdict.contours is None:
+            assert found.contour_hits is None
+        else:
+            assert found.contour_hits is not None
+            np.testing.assert_array_equal(found.contour_hits[i], verdict.contours)
+    assert found.hits.any() and not found.hits.all()
+
+
+def test_ranks_are_places_among_the_predictions() -> None:
+    found, given = update(fresh(), list(range(COUNT))).scores(), data()
+    order = given["logits"].argsort(1, descending=True).tolist()
+    assert found.ranks.tolist() == [o.index(label) for o, label in zip(order, given["labels"].tolist(), strict=True)]
+
+
+def test_default_protocol_is_the_papers() -> None:
+    assert LocalizationMetric().protocol == PaperProtocol()
+
+
+@pytest.mark.parametrize("parts", [[range(12)], [range(5), range(5, 12)], [[i] for i in range(12)]])
+def test_batches_may_be_of_any_size(parts: list[range]) -> None:
+    metric = fresh()
+    for part in parts:
+        update(metric, list(part))
+    assert_equal(metric.scores(), update(fresh(), list(range(COUNT))).scores())
+
+
+def test_shards_in_any_order_keep_the_order_of_images() -> None:
+    whole = update(fresh(), list(range(COUNT))).scores()
+    for shards in ([[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]], [[11, 2, 7, 5], [9, 8, 0], [1, 3, 4, 6, 10]]):
+        first, *others = (update(fresh(), shard) for shard in shards)
+        for other in reversed(others):
+            first.merge_state(other)
+        assert_equal(first.scores(), whole)
+
+
+def test_shards_without_places_follow_each_other() -> None:
+    first = update(fresh(), [0, 1, 2, 3], places=False)
+    first.merge_state(update(fresh(), list(range(4, COUNT)), places=False))
+    assert_equal(first.scores(), update(fresh(), list(range(COUNT)), places=False).scores())
+
+
+def test_a_metric_without_images_of_its_own_takes_merged_ones() -> None:
+    empty = fresh()
+    empty.merge_state(update(fresh(), [3, 1]))
+    assert_equal(empty.scores(), update(fresh(), [1, 3]).scores())
+
+
+def test_merging_leaves_the_other_metric_alone() -> None:
+    first, second = update(fresh(), [0, 1]), update(fresh(), [2, 3])
+    first.merge_state(second)
+    update(first, [4])
+    assert second.scores().images.tolist() == [2, 3]
+    assert first.scores().images.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_reset_forgets_merged_images_too() -> None:
+    metric = update(fresh(), [0, 1])
+    metric.merge_state(update(fresh(), [2]))
+    metric.reset()
+    with pytest.raises(ValueError, match="no images"):
+        metric.compute()
+    assert update(metric, [5]).scores().images.tolist() == [5]
+
+
+def test_compute_is_the_summary_and_may_be_called_again_and_again() -> None:
+    metric = update(fresh(), [0, 1, 2])
+    assert metric.compute() == metric.compute() == metric.scores().summary()
+    assert metric.compute()["images"] == 3
+
+
+def test_buffers_may_be_filled_anew_after_an_update() -> None:
+    given, metric = data(), fresh()
+    metric.update(**given)
+    given["maps"].zero_()
+    for boxes in given["boxes"]:
+        boxes[:] = 0
+    np.testing.assert_array_equal(metric.scores().hits, update(fresh(), list(range(COUNT))).scores().hits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_maps_may_be_of_any_precision_and_need_gradients(dtype: torch.dtype) -> None:
+    given = data()
+    maps = (given["maps"] * 64).round().to(dtype).requires_grad_()  # whole numbers, equal in all
+    found = fresh()
+    found.update(**{**given, "maps": maps})
+    expected = fresh()
+    expected.update(**{**given, "maps": maps.detach().float()})
+    np.testing.assert_array_equal(found.scores().hits, expected.scores().hits)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("maps", torch.rand(COUNT, 1, 14, 14)),
+        ("maps", torch.rand(COUNT, 0, 14)),
+        ("maps", torch.rand(COUNT - 1, 14, 14)),
+        ("logits", torch.rand(COUNT - 1, CLASSES)),
+        ("logits", torch.rand(COUNT)),
+        ("labels", torch.zeros(1, dtype=int)),
+        ("boxes", [np.zeros((1, 4))]),
+        ("sizes", [[1, 1]]),
+        ("sizes", [[0, 100]] * COUNT),
+        ("sizes", [[100]] * COUNT),
+        ("images", [1]),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_and_leave_nothing_behind(name: str, value: Any) -> None:
+    metric = fresh()
+    with pytest.raises(ValueError, match=r"maps|sizes"):
+        metric.update(**{**data(), name: value})
+    with pytest.raises(ValueError, match="no images"):
+        metric.compute()
+
+
+def test_places_in_some_updates_only_are_an_error() -> None:
+    metric = update(update(fresh(), [0]), [1], places=False)
+    with pytest.raises(ValueError, match="every update"):
+        metric.compute()
+
+
+def test_an_image_that_came_twice_is_an_error() -> None:
+    with pytest.raises(ValueError, match="image 3 was scored more than once"):
+        update(update(fresh(), [3, 4]), [5, 3]).compute()
+
+
+def test_failure_in_a_thread_is_raised_by_compute() -> None:
+    class Failing(PaperProtocol):
+        def verdict(self, *_: Any) -> Verdict:
+            raise ArithmeticError("no verdict today")
+
+    with pytest.raises(ArithmeticError, match="no verdict today"):
+        update(fresh(Failing()), [0, 1]).compute()

@@ -1,0 +1,179 @@
+"""One sweep against OpenCV at every level: largest regions, largest contours, all contours."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from i2c_fast.evaluation import find_contours, largest_region_boxes
+from i2c_fast.evaluation.boxes import EMPTY_BOX
+
+from .maps import ADVERSARIAL, MAPS, as_grey, cam, random_map
+from .opencv_loops import contours_of, largest_contour, largest_region, levels_of, tight_box
+
+ALL = list(range(255))
+
+
+def check_regions(grey: np.ndarray, levels: list[int]) -> None:
+    expected = [largest_region(grey > t) for t in levels]
+    np.testing.assert_array_equal(largest_region_boxes(grey, np.array(levels)), expected)
+
+
+def check_contours(grey: np.ndarray, levels: list[int]) -> None:
+    contours = find_contours(grey)
+    np.testing.assert_array_equal(contours.largest[levels], [largest_contour(grey > t) for t in levels])
+    for t in levels:
+        assert {tuple(box) for box in contours.at(t).tolist()} == {tight_box(c) for c in contours_of(grey > t)}, t
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_regions_equal_labelling_at_every_level(name: str) -> None:
+    check_regions(ADVERSARIAL[name], ALL)
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_contours_equal_opencvs_at_every_level(name: str) -> None:
+    check_contours(ADVERSARIAL[name], ALL)
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_random_maps_equal_opencv_at_every_level(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        grey = random_map(rng, kind, side=12 if kind == "noise" else 28)
+        levels = levels_of(grey)
+        check_regions(grey, levels)
+        check_contours(grey, levels)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_scattered_pixels_equal_opencv(share: float) -> None:
+    # Many regions and holes of equal size: the rules for ties decide.
+    rng = np.random.default_rng(int(10 * share))
+    for _ in range(300):
+        mask = (rng.random(rng.integers(1, 24, 2).tolist()) < share).astype(np.uint8)
+        check_regions(mask, [0])
+        check_contours(mask, [0])
+
+
+@pytest.mark.parametrize(("cells", "sigma"), [(7, 1.0), (14, 1.5), (28, 1.5), (28, 0.6)])
+def test_maps_as_networks_give_them_equal_opencv_at_every_level(cells: int, sigma: float) -> None:
+    grey = as_grey(cam(cells, cells, 224, sigma))
+    check_regions(grey, ALL)
+    check_contours(grey, ALL)
+
+
+def drawing(*rows: str) -> np.ndarray:
+    return np.array([[255 * (c == "#") for c in row] for row in rows], np.uint8)
+
+
+def test_of_equal_contours_opencv_lists_the_one_that_starts_last_first() -> None:
+    twins = drawing("##....", "##..##", "....##")
+    assert find_contours(twins).largest[0].tolist() == [4, 1, 5, 2]
+    # Lines and single pixels have no area, so all are equal.
+    lines = drawing("#####.", "......", "..#...", "......", "#.....")
+    assert find_contours(lines).largest[0].tolist() == [0, 4, 0, 4]
+    assert largest_contour(lines > 0) == (0, 4, 0, 4)
+
+
+def test_largest_contour_goes_by_polygon_area_with_holes_filled_not_by_pixels() -> None:
+    ring_and_block = drawing(
+        ".#.......",
+        "#.#...###",
+        "#..#..###",
+        ".##...###",
+    )
+    assert largest_region(ring_and_block > 0) == (6, 1, 8, 3)
+    assert find_contours(ring_and_block).largest[0].tolist() == [0, 0, 3, 3]
+
+
+def test_box_of_a_holes_contour_is_the_hole_grown_by_one() -> None:
+    grey = drawing("#####", "#...#", "#.#.#", "#...#", "#####")
+    assert sorted(find_contours(grey).at(0).tolist()) == [[0, 0, 4, 4], [0, 0, 4, 4], [2, 2, 2, 2]]
+
+
+def test_dark_spots_at_the_border_are_no_holes() -> None:
+    assert find_contours(drawing("###", "..#", "###")).at(0).tolist() == [[0, 0, 2, 2]]
+    # A gap at a corner lets 4-connected darkness stay inside, and 8-connected light go on.
+    assert len(find_contours(drawing(".##.", "#..#", "####")).at(0)) == 2
+
+
+def test_highest_value_of_the_contours_at_each_level() -> None:
+    grey = drawing("##..", "##.#") // 2
+    grey[1, 3] = 50
+    contours = find_contours(grey)
+    values = contours.boxes[:, 0].astype(np.float64)  # the further right, the better
+    best = contours.best(values)
+    assert contours.boxes[best[[0, 49]]].tolist() == [[3, 1, 3, 1]] * 2
+    assert contours.boxes[best[[50, 126]]].tolist() == [[0, 0, 1, 1]] * 2
+    assert (best[127:] == -1).all() and (contours.largest[127:] == EMPTY_BOX).all()
+
+
+def test_threads_find_what_one_finds() -> None:
+    maps = [as_grey(cam(seed, 14, 96)) for seed in range(24)]
+    alone = [find_contours(grey) for grey in maps]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(find_contours, maps))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.largest, other.largest)
+        np.testing.assert_array_equal(one.states, other.states)
+
+
+def test_any_memory_layout_will_do() -> None:
+    grey = as_grey(cam(0, 7, 30))
+    expected = find_contours(grey).largest
+    for view in (np.asfortranarray(grey), np.repeat(grey, 2, 1)[:, ::2], np.frombuffer(grey.tobytes(), np.uint8)):
+        np.testing.assert_array_equal(find_contours(view.reshape(30, 30)).largest, expected)
+
+
+def test_maps_of_another_kind_are_refused() -> None:
+    for wrong in (np.zeros((3, 3)), np.zeros((3, 3), bool), np.zeros((3, 3, 1), np.uint8)):
+        with pytest.raises(TypeError, match="uint8 map"):
+            largest_region_boxes(wrong, np.array([0]))
+
+
+def test_maps_stay_as_they_are() -> None:
+    grey = as_grey(cam(0, 7, 30))
+    before = grey.copy()
+    find_contours(grey)
+    largest_region_boxes(grey, np.array([0]))
+    np.testing.assert_array_equal(grey, before)
+
+
+SPOTS = """
+import sys
+import numpy as np
+import i2c_fast, i2c_fast.evaluation
+assert "numba" not in sys.modules, "loaded before it is needed"
+print(i2c_fast.evaluation.find_contours(np.eye(3, dtype=np.uint8)).largest[0].tolist())
+"""
+
+
+def run_apart(folder: str) -> str:
+    """The box of a diagonal, found by a new process whose compiler keeps its results in that folder alone."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator",
+        "NUMBA_CACHE_DIR": folder,
+    }
+    done = subprocess.run([sys.executable, "-c", SPOTS], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_compiler_loads_when_it_is_needed_and_runs_without_a_cache() -> None:
+    assert run_apart("/dev/null/no-folder") == "[0, 0, 2, 2]"
+
+
+def test_damaged_cache_does_no_harm(tmp_path: Path) -> None:
+    assert run_apart(str(tmp_path)) == "[0, 0, 2, 2]"
+    kept = list(tmp_path.rglob("*leaders*"))
+    assert kept
+    for path in kept:
+        path.write_bytes(b"")
+    assert run_apart(str(tmp_path)) == "[0, 0, 2, 2]"
