@@ -53,13 +53,14 @@ class Predictor:
         self.runtime: Runtime = open_runtime(device, self.config.run.precision)
         scores = state["scores"] or {}
         # Another protocol's grey levels are not those of the maps drawn here.
-        stored = scores.get("gt_known", {}).get("threshold") if scores.get("protocol") == "paper" else None
-        if threshold is None and stored is None:
+        if threshold is None and scores.get("protocol") == "paper":
+            threshold = scores.get("gt_known", {}).get("threshold")
+        if threshold is None:
             raise UserError(
                 "the checkpoint stores no threshold of the paper protocol (its run was not evaluated on boxes by it); "
                 "give --threshold"
             )
-        self.threshold: int = stored if threshold is None else threshold
+        self.threshold: int = threshold
         self.protocol = PaperProtocol()
         self.model = self.runtime.place(restore_model(state)).eval()
 
