@@ -57,9 +57,8 @@ def _add_columns(  # type: ignore[no-untyped-def]
     earlier, seeds = 0, 0
     for start in range(0, k, BLOCK_K):
         o_seed = start + tl.arange(0, BLOCK_K).to(tl.int64)
-        m_seed = o_seed < k
-        b_pixel = tl.load(p_indices + o_seed * stride_indices_k, mask=m_seed, other=0).to(tl.int64)
-        m_same = m_seed & (b_pixel == pixel)
+        b_pixel = tl.load(p_indices + o_seed * stride_indices_k, mask=o_seed < k, other=-1).to(tl.int64)
+        m_same = b_pixel == pixel
         earlier += tl.sum((m_same & (o_seed < i_seed)).to(tl.int32), 0)
         seeds += tl.sum(m_same.to(tl.int32), 0)
     if (earlier == 0) & (pixel >= 0) & (pixel < pixels):

@@ -22,7 +22,8 @@ def define_op(schema: str, launch: Callable[..., Any], fake: Callable[..., Any])
     """
     name = schema.partition("(")[0]
     launch = _on_the_tensors_device(launch)
-    _LIBRARY.define(schema)
+    # Kernels take any strides: without this tag Inductor copies F back to the strides it was traced with.
+    _LIBRARY.define(schema, tags=(torch.Tag.flexible_layout,))
     _LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
     torch.library.register_fake(f"i2c_fast::{name}", fake, lib=_LIBRARY)
     op = getattr(torch.ops.i2c_fast, name).default

@@ -161,7 +161,7 @@ def center_forward(
         slopes = torch.where(within(labels, len(centers))[:, None], 2 * gap if squared else gap + L2_EPS, 0.0)
         lengths = slopes.new_empty(0) if squared else slopes.square().sum(1).sqrt()
         return total, count, slopes, lengths
-    total, count, slopes, lengths = _fake(means, labels, centers, distance)
+    total, count, slopes, lengths = _outputs(means, labels, centers, distance)
     chunks, sizes = channel_chunks(channels)
     parts = slopes.new_empty(rows, chunks)
     labels = labels.contiguous()
@@ -173,7 +173,9 @@ def center_forward(
     return total, count, slopes, lengths
 
 
-def _fake(means: Tensor, labels: Tensor, centers: Tensor, distance: Distance) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _outputs(
+    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     slopes = means.new_empty(means.shape, dtype=accumulation_dtype(means.dtype))
     lengths = slopes.new_empty(0 if distance == "squared_l2" else means.shape[0])
     return means.new_empty(()), labels.new_empty((), dtype=torch.int64), slopes, lengths
@@ -236,7 +238,7 @@ def _backward_to_centers(
 _op = define_op(
     "center_loss(Tensor means, Tensor labels, Tensor centers, str distance) -> (Tensor, Tensor, Tensor, Tensor)",
     center_forward,
-    _fake,
+    _outputs,
 )
 _BACKWARD_ARGUMENTS = (
     "(Tensor gradient, Tensor slopes, Tensor labels, Tensor lengths, SymInt classes, str distance, ScalarType dtype)"

@@ -124,7 +124,7 @@ def class_means_forward(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor,
         means, class_labels, counts = class_means_reference(values, labels)
         firsts = torch.where(labels != IGNORED_LABEL, first_true(same_class(labels)), -1).int()
         return means, class_labels, counts, firsts
-    out = _fake(values, labels)
+    out = _outputs(values, labels)
     chunks, sizes = channel_chunks(channels)
     _class_means[images, chunks](
         values, labels.contiguous(), *out, images, seeds, channels, *values.stride(),
@@ -133,7 +133,7 @@ def class_means_forward(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor,
     return out
 
 
-def _fake(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _outputs(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     means = values.new_empty(values.shape[0], values.shape[2], dtype=accumulation_dtype(values.dtype))
     places = labels.new_empty(labels.shape, dtype=torch.int32)
     return means, labels.new_empty(labels.shape), labels.new_empty(labels.shape, dtype=torch.int64), places
@@ -156,7 +156,7 @@ def class_means_backward(gradient: Tensor, counts: Tensor, firsts: Tensor, seeds
 
 
 _op = define_op(
-    "class_means(Tensor values, Tensor labels) -> (Tensor, Tensor, Tensor, Tensor)", class_means_forward, _fake
+    "class_means(Tensor values, Tensor labels) -> (Tensor, Tensor, Tensor, Tensor)", class_means_forward, _outputs
 )
 _op_backward = define_op(
     "class_means_backward(Tensor gradient, Tensor counts, Tensor firsts, SymInt seeds, ScalarType dtype) -> Tensor",

@@ -152,7 +152,7 @@ def _inter_image_totals(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _inter_image_backward(  # type: ignore[no-untyped-def]
-    p_to_sc, p_to_gc, p_pairs, p_classes, p_indices, p_values, p_partners, p_class_labels, p_counts, p_firsts,
+    p_to_sc, p_to_gc, p_indices, p_pairs, p_classes, p_class_labels, p_counts, p_values, p_partners, p_firsts,
     p_slopes, p_pair_lengths, p_center_lengths, p_columns, p_carrier, seeds, channels, classes,
     SQUARED: tl.constexpr, MEAN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -190,6 +190,21 @@ def _inter_image_backward(  # type: ignore[no-untyped-def]
         tl.store(p_carrier + o_row, tl.load(p_indices + o_row, mask=m_row, other=0).to(tl.float32), mask=m_row)
 
 
+class _Saved(NamedTuple):
+    """What backward needs: a few MB, of which nobody else writes a byte. Neither F nor the centers are among it."""
+
+    pairs: Tensor  # int64 scalar
+    classes: Tensor  # int64 scalar
+    class_labels: Tensor  # [N] see `ClassMeans`
+    counts: Tensor  # int64 [N] see `ClassMeans`
+    values: Tensor  # [N, K, D] the seed vectors
+    partners: Tensor  # int32 [N] place of each image's partner, or −1
+    firsts: Tensor  # int32 [N] place of the first image of each one's class, or −1
+    slopes: Tensor  # [N, D] see `center_slope`
+    pair_lengths: Tensor  # for l2, [N, K] distances of the images that lead a pair
+    center_lengths: Tensor  # for l2, [N] distances of the class means
+
+
 def _forward(
     features: Tensor,
     indices: Tensor,
@@ -199,7 +214,7 @@ def _forward(
     distance: Distance,
     mean: bool,
 ) -> tuple[Tensor, ...]:
-    """Launch the forward: `_OUTPUTS`."""
+    """Launch the forward: SC, GC, the class means [N, D], and `_Saved`."""
     if not (runs_triton(features) and indices.numel() and features.numel()):
         values = gather_pixels_reference(features, indices)
         sc, pairs, partners, pair_lengths = pair_forward(values, labels, groups, distance)
@@ -207,29 +222,31 @@ def _forward(
         gc, classes, slopes, center_lengths = center_forward(means, class_labels, centers, distance)
         if mean:
             sc, gc = sc / pairs.clamp(min=1), gc / classes.clamp(min=1)
-        state = values, partners, firsts, slopes, pair_lengths, center_lengths
-        return sc, pairs, gc, classes, means, class_labels, counts, *state
+        return sc, gc, means, *_Saved(
+            pairs, classes, class_labels, counts, values, partners, firsts, slopes, pair_lengths, center_lengths
+        )  # fmt: skip
     (images, seeds), channels, squared = indices.shape, features.shape[1], distance == "squared_l2"
-    out = _fake(features, indices, labels, groups, centers, distance, mean)
-    sc, pairs, gc, classes, means, class_labels, counts, values, partners, firsts, slopes, *lengths = out
+    sc, gc, means, *state = _outputs(features, indices, labels, groups, centers, distance, mean)
+    saved = _Saved(*state)
     chunks, sizes = channel_chunks(channels)
     rows = images if squared else images * seeds
     pair_parts, center_parts = sc.new_empty(rows, chunks), sc.new_empty(images, chunks)
     _inter_image_parts[images, chunks](
         features, indices.contiguous(), labels.contiguous(), None if groups is None else groups.contiguous(), centers,
-        pair_parts, center_parts, means, class_labels, counts, values, partners, firsts, slopes,
-        images, seeds, channels, len(centers), features.shape[2] * features.shape[3], features.shape[3],
+        pair_parts, center_parts, means, saved.class_labels, saved.counts, saved.values, saved.partners, saved.firsts,
+        saved.slopes, images, seeds, channels, len(centers), features.shape[2] * features.shape[3], features.shape[3],
         *features.stride(), *centers.stride(), SQUARED=squared,
         BLOCK_N=label_block(images), BLOCK_K=seed_block(seeds), **sizes,
     )  # fmt: skip
     _inter_image_totals[1,](
-        pair_parts, center_parts, partners, class_labels, *lengths, sc, pairs, gc, classes,
-        images, rows, seeds, chunks, SQUARED=squared, MEAN=mean, **total_sizes(chunks),
+        pair_parts, center_parts, saved.partners, saved.class_labels, saved.pair_lengths, saved.center_lengths,
+        sc, saved.pairs, gc, saved.classes, images, rows, seeds, chunks,
+        SQUARED=squared, MEAN=mean, **total_sizes(chunks),
     )  # fmt: skip
-    return out
+    return sc, gc, means, *saved
 
 
-def _fake(
+def _outputs(
     features: Tensor,
     indices: Tensor,
     labels: Tensor,
@@ -238,76 +255,73 @@ def _fake(
     distance: Distance,
     mean: bool,
 ) -> tuple[Tensor, ...]:
-    (images, seeds), channels, squared = indices.shape, features.shape[1], distance == "squared_l2"
-    values = features.new_empty(images, seeds, channels)
+    """Memory for what `_forward` returns."""
+    (images, seeds), channels, l2 = indices.shape, features.shape[1], distance == "l2"
     means = features.new_empty(images, channels, dtype=accumulation_dtype(features.dtype))
-    count, place = labels.new_empty((), dtype=torch.int64), labels.new_empty(images, dtype=torch.int32)
-    return (
-        means.new_empty(()), count, means.new_empty(()), torch.empty_like(count),
-        means, labels.new_empty(images), labels.new_empty(images, dtype=torch.int64),
-        values, place, torch.empty_like(place), torch.empty_like(means),
-        means.new_empty(0 if squared else (images, seeds)), means.new_empty(0 if squared else images),
+    return means.new_empty(()), means.new_empty(()), means, *_Saved(
+        pairs=labels.new_empty((), dtype=torch.int64),
+        classes=labels.new_empty((), dtype=torch.int64),
+        class_labels=labels.new_empty(images),
+        counts=labels.new_empty(images, dtype=torch.int64),
+        values=features.new_empty(images, seeds, channels),
+        partners=labels.new_empty(images, dtype=torch.int32),
+        firsts=labels.new_empty(images, dtype=torch.int32),
+        slopes=means.new_empty(images, channels),
+        pair_lengths=means.new_empty((images, seeds) if l2 else 0),
+        center_lengths=means.new_empty(images if l2 else 0),
     )  # fmt: skip
 
 
-def _backward(
-    to_sc: Tensor | None,
-    to_gc: Tensor | None,
-    pairs: Tensor,
-    classes: Tensor,
-    indices: Tensor,
-    values: Tensor,
-    partners: Tensor,
-    class_labels: Tensor,
-    counts: Tensor,
-    firsts: Tensor,
-    slopes: Tensor,
-    pair_lengths: Tensor,
-    center_lengths: Tensor,
-    bank: int,
-    distance: Distance,
-    mean: bool,
-) -> tuple[Tensor, Tensor]:
-    """Launch the backward: gradient of the values, and the indices as the fp32 that `Slots` carry."""
-    images, seeds, channels = values.shape
-    if runs_triton(values) and values.numel():
-        columns, carrier = _fake_backward(to_sc, to_gc, pairs, classes, indices, values)
+def _backward(to_sc: Tensor | None, to_gc: Tensor | None, indices: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Launch the backward: gradient of the values, and the indices as the fp32 that `Slots` carry.
+
+    `arguments` are `_Saved`, how many centers there are, the distance, and whether SC and GC are means.
+    """
+    *state, num_centers, distance, mean = arguments
+    saved = _Saved(*state)
+    images, seeds, channels = saved.values.shape
+    if runs_triton(saved.values) and saved.values.numel():
+        columns, carrier = _backward_outputs(to_sc, to_gc, indices, *arguments)
         chunks, sizes = channel_chunks(channels)
         _inter_image_backward[images, chunks](
-            to_sc, to_gc, pairs, classes, indices.contiguous(), values, partners, class_labels, counts, firsts,
-            slopes, pair_lengths, center_lengths, columns, carrier, seeds, channels, bank,
+            to_sc, to_gc, indices.contiguous(), *saved, columns, carrier, seeds, channels, num_centers,
             SQUARED=distance == "squared_l2", MEAN=mean, BLOCK_K=seed_block(seeds), **sizes,
         )  # fmt: skip
         return columns, carrier
-    columns = torch.zeros_like(values)
+    columns = torch.zeros_like(saved.values)
     if to_sc is not None:
-        to_sc = to_sc / pairs.clamp(min=1) if mean else to_sc
-        columns += pair_backward(to_sc, values, partners, pair_lengths, distance)
+        to_sc = to_sc / saved.pairs.clamp(min=1) if mean else to_sc
+        columns += pair_backward(to_sc, saved.values, saved.partners, saved.pair_lengths, distance)
     if to_gc is not None:
-        to_gc = to_gc / classes.clamp(min=1) if mean else to_gc
-        to_means = center_backward(to_gc, slopes, class_labels, center_lengths, bank, distance, slopes.dtype)
-        columns += class_means_backward(to_means, counts, firsts, seeds, values.dtype)[:, None]
+        to_gc = to_gc / saved.classes.clamp(min=1) if mean else to_gc
+        slopes = saved.slopes
+        to_means = center_backward(
+            to_gc, slopes, saved.class_labels, saved.center_lengths, num_centers, distance, slopes.dtype
+        )
+        columns += class_means_backward(to_means, saved.counts, saved.firsts, seeds, columns.dtype)[:, None]
     return columns, indices.float()
 
 
-def _fake_backward(
-    to_sc: Tensor | None, to_gc: Tensor | None, pairs: Tensor, classes: Tensor, indices: Tensor, values: Tensor, *_: Any
+def _backward_outputs(
+    to_sc: Tensor | None, to_gc: Tensor | None, indices: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
+    """Memory for what `_backward` returns."""
+    values = _Saved(*arguments[:-3]).values
     return values.new_empty(values.shape), values.new_empty(indices.shape, dtype=torch.float32)
 
 
 _op = define_op(
     "inter_image_loss(Tensor features, Tensor indices, Tensor labels, Tensor? groups, Tensor centers, str distance,"
-    f" bool mean) -> ({', '.join(['Tensor'] * 13)})",
+    f" bool mean) -> ({', '.join(['Tensor'] * (3 + len(_Saved._fields)))})",
     _forward,
-    _fake,
+    _outputs,
 )
 _op_backward = define_op(
-    "inter_image_loss_backward(Tensor? to_sc, Tensor? to_gc, Tensor pairs, Tensor classes, Tensor indices,"
-    " Tensor values, Tensor partners, Tensor class_labels, Tensor counts, Tensor firsts, Tensor slopes,"
-    " Tensor pair_lengths, Tensor center_lengths, SymInt bank, str distance, bool mean) -> (Tensor, Tensor)",
+    "inter_image_loss_backward(Tensor? to_sc, Tensor? to_gc, Tensor indices,"
+    f" {', '.join(f'Tensor {name}' for name in _Saved._fields)}, SymInt num_centers, str distance, bool mean)"
+    " -> (Tensor, Tensor)",
     _backward,
-    _fake_backward,
+    _backward_outputs,
 )
 
 
@@ -325,38 +339,39 @@ class _InterImageLoss(torch.autograd.Function):
         distance: Distance,
         mean: bool,
     ) -> tuple[Tensor, ...]:
-        sc, pairs, gc, classes, means, class_labels, counts, values, partners, firsts, slopes, *lengths = _op(
-            features, indices, labels, groups, centers, distance, mean
-        )
+        sc, gc, means, *state = _op(features, indices, labels, groups, centers, distance, mean)
+        saved = _Saved(*state)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(pairs, classes, means, class_labels, counts)
-        # The seed vectors, not F: a few MB that nothing else writes to. Slopes, not the centers: they will have moved.
-        ctx.save_for_backward(pairs, classes, indices, values, partners, class_labels, counts, firsts, slopes, *lengths)
-        ctx.shape, ctx.through_slots = features.shape, columns is not None
+        ctx.mark_non_differentiable(saved.pairs, saved.classes, means, saved.class_labels, saved.counts)
+        ctx.save_for_backward(indices, *saved)
+        ctx.settings, ctx.centers_dtype = (len(centers), distance, mean), centers.dtype
+        ctx.shape = features.shape
         # Channels last where a pixel's features are adjacent.
         ctx.layout = torch.channels_last if features.stride(1) == 1 else torch.contiguous_format
-        ctx.settings, ctx.centers_dtype = (len(centers), distance, mean), centers.dtype
-        return sc, pairs, gc, classes, means, class_labels, counts
+        return sc, saved.pairs, gc, saved.classes, means, saved.class_labels, saved.counts
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         to_sc, _, to_gc, *_ = gradients
-        _, classes, indices, values, _, class_labels, _, _, slopes, _, center_lengths = ctx.saved_tensors
-        bank, distance, mean = ctx.settings
-        dense = columns = carrier = to_centers = None
-        if ctx.through_slots or ctx.needs_input_grad[0]:
-            columns, carrier = _op_backward(to_sc, to_gc, *ctx.saved_tensors, *ctx.settings)
-        if columns is not None and not ctx.through_slots:
-            dense = torch.empty(ctx.shape, dtype=values.dtype, device=values.device, memory_format=ctx.layout).zero_()
-            add_columns_(dense, columns, indices)
-            columns = carrier = None
+        indices, *state = ctx.saved_tensors
+        saved, (num_centers, distance, mean) = _Saved(*state), ctx.settings
+        to_features = to_columns = to_carrier = to_centers = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            columns, carrier = _op_backward(to_sc, to_gc, indices, *saved, *ctx.settings)
+            if ctx.needs_input_grad[1]:
+                to_columns, to_carrier = columns, carrier
+            else:
+                to_features = torch.empty(
+                    ctx.shape, dtype=columns.dtype, device=columns.device, memory_format=ctx.layout
+                ).zero_()
+                add_columns_(to_features, columns, indices)
         if ctx.needs_input_grad[6] and to_gc is not None:
-            to_gc = to_gc / classes.clamp(min=1) if mean else to_gc
+            to_gc = to_gc / saved.classes.clamp(min=1) if mean else to_gc
             to_centers = backward_to_centers(
-                to_gc, slopes, class_labels, center_lengths, bank, distance, ctx.centers_dtype
+                to_gc, saved.slopes, saved.class_labels, saved.center_lengths, num_centers, distance, ctx.centers_dtype
             )
-        return dense, columns, carrier, None, None, None, to_centers, None, None
+        return to_features, to_columns, to_carrier, None, None, None, to_centers, None, None
 
 
 def _check_slots(slots: Slots, expected: list[int]) -> None:

@@ -196,7 +196,7 @@ def pair_forward(
         lengths = _apart(values, partners, distance).square().sum(-1).sqrt() if distance == "l2" else total.new_empty(0)
         return total, count, partners, lengths
     squared = distance == "squared_l2"
-    total, count, partners, lengths = _pair_fake(values, labels, groups, distance)
+    total, count, partners, lengths = _outputs(values, labels, groups, distance)
     chunks, sizes = channel_chunks(channels)
     rows = images if squared else images * seeds
     parts = total.new_empty(rows, chunks)
@@ -211,7 +211,7 @@ def pair_forward(
     return total, count, partners, lengths
 
 
-def _pair_fake(
+def _outputs(
     values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = values.new_empty((), dtype=accumulation_dtype(values.dtype))
@@ -239,7 +239,7 @@ _op = define_op(
     "pair_consistency_loss(Tensor values, Tensor labels, Tensor? groups, str distance)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     pair_forward,
-    _pair_fake,
+    _outputs,
 )
 _op_backward = define_op(
     "pair_consistency_loss_backward(Tensor gradient, Tensor values, Tensor partners, Tensor lengths, str distance)"

@@ -125,7 +125,7 @@ def _sample_pixels(  # type: ignore[no-untyped-def]
 def _config(pixels: int, k: int) -> dict[str, int]:
     """A block holds the whole map where it can (28×28: 1024 keys, 40×40: 2048), 8 keys a thread, and at least K.
 
-    There are fewer programs than SMs, so each may use all registers: left to itself ptxas spills some for occupancy.
+    A batch of 80 leaves SMs idle, so a program may use all registers: by itself ptxas spills some for occupancy.
     """
     block = max(16, min(triton.next_power_of_2(pixels), MAX_BLOCK))
     block_k = max(2, triton.next_power_of_2(min(k, pixels)))
@@ -151,7 +151,7 @@ def _launch(
 
 
 def _fake(maps: Tensor, k: int, *_: Any) -> tuple[Tensor, Tensor]:
-    return maps.new_empty(len(maps), k, dtype=torch.int32), maps.new_empty(len(maps), dtype=torch.int32)
+    return maps.new_empty(maps.shape[0], k, dtype=torch.int32), maps.new_empty(maps.shape[0], dtype=torch.int32)
 
 
 _op = define_op(

@@ -65,11 +65,9 @@ def op_calls(distance: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
     whole = (features, INDICES, LABELS, None, centers, distance, True)
     yield "inter_image_loss", whole
-    _, pairs, _, classes, _, labels, counts, *state = forward_of("inter_image_loss", *whole)
-    values, partners, firsts, slopes, *both = state
-    saved = (pairs, classes, INDICES, values, partners, labels, counts, firsts, slopes, *both, 5, distance, True)
-    yield "inter_image_loss_backward", (one, one, *saved)
-    yield "inter_image_loss_backward", (None, one, *saved)
+    _, _, means, *saved = forward_of("inter_image_loss", *whole)
+    yield "inter_image_loss_backward", (one, one, INDICES, *saved, 5, distance, True)
+    yield "inter_image_loss_backward", (None, one, INDICES, *saved, 5, distance, True)
 
     steps, draws = torch.arange(5), torch.tensor([3, 4])
     yield "update_centers", (centers, steps, labels, means, 0.5, None, None)
@@ -86,11 +84,10 @@ def test_every_op_passes_opcheck(distance: str) -> None:
 def test_the_eager_bypass_gives_what_the_op_gives(distance: Any) -> None:
     features, centers = torch.randn(6, 4, 2, 3), torch.randn(5, 4)
     sums = inter_image_loss(features, INDICES, LABELS, centers, distance=distance)
-    sc, pairs, gc, classes, *of_class = forward_of(
+    sc, gc, means, pairs, classes, labels, counts, *_ = forward_of(
         "inter_image_loss", features, INDICES, LABELS, None, centers, distance, False
-    )[:7]
-    expected = (sc, pairs, gc, classes, *of_class)
-    assert all(map(torch.equal, (*sums[:4], *sums.class_means), expected))
+    )
+    assert all(map(torch.equal, (*sums[:4], *sums.class_means), (sc, pairs, gc, classes, means, labels, counts)))
 
 
 def test_the_eager_bypass_calls_no_registered_op() -> None:

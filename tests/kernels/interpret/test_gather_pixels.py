@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from i2c_fast.kernels import gather_pixels, gather_pixels_reference, tap
-from i2c_fast.kernels._add_columns import add_columns_
+from i2c_fast.kernels._add_columns import add_columns_, add_columns_reference
 from i2c_fast.kernels.tap_dropout import tap_dropout
 
 ADD_COLUMNS = sys.modules["i2c_fast.kernels._add_columns"]
@@ -86,6 +86,16 @@ def test_index_outside_the_map_gives_nan_and_moves_nothing(dtype: torch.dtype) -
     values.backward(torch.full_like(values, 2.0))
     assert features.grad is not None
     assert features.grad.flatten(2)[0, 0].tolist() == [0, 0, 0, 0, 0, 2]
+
+
+def test_indices_of_any_strides_are_read_in_place() -> None:
+    features = torch.randn(3, 4, 5, 5, requires_grad=True)
+    table = torch.randint(25, (4, 9))
+    for indices in (table[:3, 1::3], table.t()[:3], table[:1, :2].expand(3, 2)):
+        values = gather_pixels(features, indices)
+        assert torch.equal(values, gather_pixels_reference(features, indices))
+        (gradient,) = torch.autograd.grad(values, features, torch.ones_like(values))
+        torch.testing.assert_close(gradient, dense_truth(features, indices, torch.ones_like(values)).float())
 
 
 def test_tokens_are_gathered_from_their_view() -> None:
@@ -168,10 +178,12 @@ def test_columns_are_added_to_a_map_of_any_strides(layout: str, stride_0: bool) 
         gradient = gradient[:, :1, :1].expand_as(gradient)
     truth = total + dense_truth(total, indices, gradient)
     total = LAYOUTS[layout](total)
-    version = total._version
+    plain, version = total.clone(), total._version
     add_columns_(total, gradient, indices.float())
+    add_columns_reference(plain, gradient, indices.float())
     assert total._version > version
-    assert bool(((total - truth).abs() <= one_rounding(truth, torch.bfloat16)).all())
+    for added in (total, plain):
+        assert bool(((added - truth).abs() <= one_rounding(truth, torch.bfloat16)).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
