@@ -1,0 +1,136 @@
+"""Measure every op and the whole objective against plain PyTorch, after checking that they compute the same.
+
+    python benchmarks/kernels.py                           all ops, all sizes
+    python benchmarks/kernels.py --quick --op objective    one size of one op
+
+Results go to ``benchmarks/results/kernels_<gpu>.json``. Without a GPU the kernels run through Triton's interpreter on
+tiny inputs, to show that results agree; times are "not measured".
+"""
+
+import datetime
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+# Started as a script, its own folder heads the path, where this file would be found as `kernels`.
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0:1] = [str(ROOT)] if sys.path[0] == str(ROOT / "benchmarks") else [sys.path[0]]
+
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("I2C_FAST_BACKEND", "interpret")  # read when the kernels are imported
+
+from rich.console import Console  # noqa: E402
+
+from benchmarks.candidates import NAMES, Candidate, sizes_of, subject  # noqa: E402
+from benchmarks.floors import ceilings, read_us  # noqa: E402
+from benchmarks.sizes import SIZES, TINY, Size, describe  # noqa: E402
+from benchmarks.summary import plot, table  # noqa: E402
+from benchmarks.timing import count_kernels, count_synchronizations, measure, peak_memory  # noqa: E402
+from i2c_fast.environment import environment  # noqa: E402
+
+console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=False)
+Row = dict[str, Any]
+
+
+def checked(make: Callable[[], Candidate], bound: float) -> tuple[Candidate | None, Row]:
+    """The candidate if its results are right, and what there is to say of them."""
+    try:
+        candidate = make()
+        error = candidate.check()
+    except Exception as problem:  # whatever a provider raises is what the reader has to be told
+        return None, {"status": f"failed: {type(problem).__name__}: {str(problem).partition(chr(10))[0]}"}
+    if error <= bound:
+        return candidate, {"status": "ok", "error": error}
+    return None, {"status": f"wrong: relative error {error:.2g}, allowed {bound:.2g}"}
+
+
+def run_subject(name: str, size: Size, device: torch.device, repeats: int) -> list[Row]:
+    """One row a provider: checked, then timed together with the others."""
+    measured = subject(name, size, device)
+    rows: dict[str, Row] = {}
+    right: dict[str, Candidate] = {}
+    for provider, make in measured.candidates.items():
+        candidate, result = checked(make, measured.bound)
+        rows[provider] = {
+            "op": name, "size": describe(size), "changes": size.changes(), "provider": provider, **result,
+            "bytes": measured.bytes, "phases": {},
+        }  # fmt: skip
+        if candidate is not None:
+            right[provider] = candidate
+    if device.type != "cuda":
+        return list(rows.values())
+
+    for phase, size_in_bytes in measured.bytes.items():
+        calls = {provider: one.phases[phase] for provider, one in right.items() if phase in one.phases}
+        for provider, times in measure(calls, repeats).items() if calls else ():
+            rows[provider]["phases"][phase] = {
+                **times._asdict(),
+                "GB_per_s": size_in_bytes / times.median_us / 1e3,
+                "share_of_read": read_us(size_in_bytes) / times.median_us,
+            }
+    for provider, candidate in right.items():
+        whole = candidate.phases.get("full", candidate.phases.get("forward"))
+        assert whole is not None
+
+        def call(whole: Any = whole) -> object:
+            return whole.call(whole.prepare())
+
+        rows[provider] |= {
+            "kernels": count_kernels(call),
+            "synchronizations": count_synchronizations(call),
+            # A graph has its memory from its capture on.
+            "peak_memory": None if "graph" in provider else peak_memory(call),
+        }
+    return list(rows.values())
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="The usual batch alone: N 80, 2048×28×28, K 3, bf16, channels last.")
+@click.option("--op", "chosen", multiple=True, type=click.Choice(NAMES), help="Only this op; may be repeated.")
+@click.option("--repeats", type=click.IntRange(min=4), default=50, show_default=True, help="Timed calls of each.")
+@click.option("--output", type=click.Path(path_type=Path), help="[default: benchmarks/results/kernels_<gpu>.json]")
+@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Also draw the usual batch, as PNG.")
+def main(quick: bool, chosen: tuple[str, ...], repeats: int, output: Path | None, picture: Path | None) -> None:
+    """Check, then time, the kernels."""
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, in the baselines too
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    sizes = (SIZES if on_gpu else TINY)[: 1 if quick else None]
+    machine = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower() if on_gpu else "none"
+    output = output or ROOT / "benchmarks" / "results" / f"kernels_{machine}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/kernels.py", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+        "measured": "times of the GPU above" if on_gpu else "results only, in the interpreter; times not measured",
+        "ceilings": ceilings() if on_gpu else None,
+        "rows": [],
+    }
+    for name in chosen or NAMES:
+        for size in sizes_of(name, sizes):
+            rows = run_subject(name, size, device, repeats)
+            report["rows"] += rows
+            console.print(table(f"{name}, {size.changes()}", rows))
+            for row in rows:
+                if row["status"] != "ok":
+                    console.print(f"{row['provider']} was not timed: {row['status']}")
+            output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    console.print(f"{report['measured']}; written to {output}")
+    if picture is not None:
+        console.print(plot(report, picture))
+    if any(row["status"] != "ok" for row in report["rows"]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Results of the kernels' benchmark for the eye: a table, and a picture where matplotlib is installed."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+NOT_MEASURED = "not measured"
+HEADINGS = (
+    "provider", "error", "phase", "µs (middle half)", "host µs", "MB", "GB/s", "of read", "kernels", "syncs", "peak MB"
+)  # fmt: skip
+PROVIDERS = ("loops", "eager", "compile", "fused", "fused+graph")
+
+
+def table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """One line a provider and phase."""
+    out = Table(title=title, title_justify="left")
+    for heading in HEADINGS:
+        out.add_column(heading, justify="left" if heading in ("provider", "phase") else "right")
+    for row in rows:
+        if row["status"] != "ok":
+            out.add_row(row["provider"], row["status"].partition(":")[0])
+            continue
+        error = f"{row['error']:.1e}"
+        if not row["phases"]:
+            out.add_row(row["provider"], error, "", NOT_MEASURED)
+        for phase, times in row["phases"].items():
+            whole = phase == list(row["phases"])[-1]
+            peak = "" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.1f}"
+            counts = [str(row["kernels"]), str(row["synchronizations"]), peak]
+            out.add_row(
+                row["provider"], error, phase,
+                f"{times['median_us']:.1f} ({times['low_us']:.1f}–{times['high_us']:.1f})", f"{times['host_us']:.0f}",
+                f"{row['bytes'][phase] / 1e6:.1f}", f"{times['GB_per_s']:.0f}", f"{times['share_of_read']:.0%}",
+                *(counts if whole else []),
+            )  # fmt: skip
+    return out
+
+
+def plot(report: dict[str, Any], path: Path) -> str:
+    """Draw forward and backward together, or forward where that is all, of the usual batch; returns what was done."""
+    try:
+        import matplotlib  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return "no picture: matplotlib is not installed (pip install matplotlib)"
+    rows = [row for row in report["rows"] if row["changes"] == "usual" and row["phases"]]
+    if not rows:
+        return "no picture: nothing was measured"
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
+
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    figure, axis = pyplot.subplots(figsize=(10, 0.55 * len(ops) + 1.5), layout="constrained")
+    for place, provider in enumerate(PROVIDERS):
+        mine = {row["op"]: list(row["phases"].values())[-1]["median_us"] for row in rows if row["provider"] == provider}
+        heights = [i + 0.16 * (place - 2) for i, op in enumerate(ops) if op in mine]
+        axis.barh(heights, [mine[op] for op in ops if op in mine], height=0.15, label=provider)
+    axis.set_yticks(range(len(ops)), ops)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlabel("µs, median, cold cache: forward and backward")
+    axis.set_title(f"{report['environment']['gpu']}, N 80, 2048×28×28, K 3, bf16, channels last")
+    axis.legend()
+    figure.savefig(path, dpi=150)
+    return f"drawn to {path}"

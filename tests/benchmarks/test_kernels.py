@@ -1,0 +1,38 @@
+"""The kernels' benchmark on a machine without a GPU: it checks results, and times nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "I2C_FAST_BACKEND"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_without_a_gpu_results_are_checked_and_times_are_not_measured(tmp_path: Path) -> None:
+    done = run("--quick", "--op", "objective", "--op", "label_cam", "--output", str(tmp_path / "out.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert {row["op"] for row in report["rows"]} == {"objective", "label_cam"}
+    assert {"loops", "eager", "compile", "fused"} <= {row["provider"] for row in report["rows"]}
+    assert all(row["status"] == "ok" and row["error"] < 1e-5 and not row["phases"] for row in report["rows"])
+    assert "not measured" in report["measured"] and "not measured" in done.stdout
+    assert {"torch", "triton", "gpu", "commit"} <= set(report["environment"])
+
+
+def test_a_picture_of_nothing_is_refused_in_words(tmp_path: Path) -> None:
+    out, picture = str(tmp_path / "out.json"), str(tmp_path / "out.png")
+    done = run("--quick", "--op", "update_centers", "--output", out, "--plot", picture)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no picture" in done.stdout
