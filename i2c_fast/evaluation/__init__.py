@@ -2,7 +2,7 @@
 
 from .baseline import centered_box_error
 from .boxes import Contours, find_contours, intersection_over_union, largest_region_boxes
-from .evaluate import evaluate
+from .evaluate import BatchObserver, evaluate
 from .metric import LocalizationMetric
 from .pixels import PixelAveragePrecision, combine_masks
 from .protocols import CONTOUR_IOUS, PaperProtocol, ScoringProtocol, Verdict, WsolEvaluationProtocol
@@ -11,6 +11,7 @@ from .scores import LOCALIZATION_METRICS, Scores, headline, paired_difference, p
 __all__ = [
     "CONTOUR_IOUS",
     "LOCALIZATION_METRICS",
+    "BatchObserver",
     "Contours",
     "LocalizationMetric",
     "PaperProtocol",

@@ -12,6 +12,10 @@ from .metric import LocalizationMetric
 from .protocols import ScoringProtocol
 from .scores import Scores
 
+# Called after each batch with the images' places in the split [N], raw maps of their labels' classes fp32 [N,h,w] and
+# class scores fp32 [N,Y], all on the device.
+BatchObserver = Callable[[Tensor, Tensor, Tensor], None]
+
 
 def evaluate(
     model: Localizer,
@@ -23,7 +27,7 @@ def evaluate(
     batch_size: int,
     workers: int,
     ten_crop: bool = False,
-    progress: Callable[[int], None] = lambda images: None,
+    observe: BatchObserver = lambda images, maps, scores: None,
 ) -> Scores:
     """Score a model on a split.
 
@@ -32,7 +36,7 @@ def evaluate(
         index: the split. runtime: device and precision. protocol: how maps become verdicts.
         image_size: side of the square test image, aspect not kept. batch_size, workers: of the loader.
         ten_crop: class scores from ten crops (see `ten_crop_scores`); maps stay those of the whole image.
-        progress: called with the number of images after each batch.
+        observe: sees what was computed of each batch, see `BatchObserver`.
     """
     # Ten crops are cut from an image 8/7 as large, as 224 is cut from 256.
     batches = EvalBatches(index, image_size, batch_size, round(image_size * 8 / 7) if ten_crop else 0)
@@ -52,7 +56,7 @@ def evaluate(
                         scores = ten_crop_scores(model, enlarged, image_size)
                 boxes = [index.boxes[i] for i in batch.indices.tolist()]
                 metric.update(maps, scores, labels, boxes, batch.sizes, batch.indices)
-                progress(len(labels))
+                observe(batch.indices, maps, scores)
         return metric.scores()
     finally:
         for module, mode in modes:

@@ -141,7 +141,7 @@ class Trainer:
         self._save()
 
     def _score(self, stop: StopRequest) -> Scores:
-        def leave_if_asked() -> None:
+        def leave_if_asked(*_: Tensor) -> None:
             if stop.requested:
                 self._stop(stop)
 

@@ -10,7 +10,7 @@ from ..config import Config, DataConfig, as_toml, build_config, differences
 from ..data import ImageIndex, read_split, recognize
 from ..environment import environment
 from ..errors import UserError
-from ..evaluation import Scores
+from ..evaluation import BatchObserver, Scores
 from ..files import write_bytes, write_json
 from ..models import Localizer, build_localizer, load_imagenet_weights
 from ..runtime import open_runtime, seed_all
@@ -105,8 +105,17 @@ def open_split(data: DataConfig, split: Literal["train", "val"]) -> ImageIndex:
     )
 
 
-def score_checkpoint(checkpoint: Path, overrides: Iterable[str], console: Console) -> tuple[Scores, ImageIndex]:
-    """Score a checkpoint on the validation split of its own configuration, changed by ``key=value``.
+def score_checkpoint(
+    checkpoint: Path,
+    overrides: Iterable[str],
+    console: Console,
+    split: Literal["train", "val"] = "val",
+    observe: BatchObserver = lambda images, maps, scores: None,
+) -> tuple[Scores, ImageIndex]:
+    """Score a checkpoint on a split of the data its own configuration, changed by ``key=value``, names.
+
+    Args:
+        observe: sees what was computed of each batch.
 
     Returns:
         The scores, and the split.
@@ -117,10 +126,10 @@ def score_checkpoint(checkpoint: Path, overrides: Iterable[str], console: Consol
     state = load_checkpoint(checkpoint)
     config = build_config(state["config"], "the checkpoint", overrides)
     runtime = open_runtime(config.run.device, config.run.precision, config.run.deterministic, config.run.threads)
-    index = open_split(config.data, "val")
+    index = open_split(config.data, split)
     _check_backbone(state, config)
     _check_classes(state, index)
-    return score_split(runtime.place(restore_model(state)), index, runtime, config, console), index
+    return score_split(runtime.place(restore_model(state)), index, runtime, config, console, observe), index
 
 
 def _check_same_run(config: Config, state: dict[str, Any]) -> None:

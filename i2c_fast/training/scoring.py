@@ -1,12 +1,11 @@
 """Score a model as a configuration says, with a progress bar."""
 
-from collections.abc import Callable
-
 from rich.console import Console
+from torch import Tensor
 
 from ..config import Config, EvalConfig
 from ..data import ImageIndex
-from ..evaluation import PaperProtocol, Scores, ScoringProtocol, WsolEvaluationProtocol, evaluate
+from ..evaluation import BatchObserver, PaperProtocol, Scores, ScoringProtocol, WsolEvaluationProtocol, evaluate
 from ..models import Localizer
 from ..runtime import Runtime
 from .logs import Meter
@@ -18,13 +17,13 @@ def score_split(
     runtime: Runtime,
     config: Config,
     console: Console,
-    between_batches: Callable[[], None] = lambda: None,
+    observe: BatchObserver = lambda images, maps, scores: None,
 ) -> Scores:
-    """Evaluate `model` on a split by the configured protocol; `between_batches` may raise to leave early."""
+    """Evaluate `model` on a split by the configured protocol; `observe` may raise to leave early."""
 
-    def progress(images: int) -> None:
-        meter.advance(images, images)
-        between_batches()
+    def advance(images: Tensor, maps: Tensor, scores: Tensor) -> None:
+        meter.advance(len(images), len(images))
+        observe(images, maps, scores)
 
     with Meter(console, "evaluation", len(index)) as meter:
         return evaluate(
@@ -36,7 +35,7 @@ def score_split(
             batch_size=config.eval.batch,
             workers=config.data.workers,
             ten_crop=config.eval.ten_crop,
-            progress=progress,
+            observe=advance,
         )
 
 

@@ -144,10 +144,13 @@ def test_failure_while_boxing_is_not_swallowed(index: ImageIndex) -> None:
         evaluate(KnownModel([1, 2, 3]), index, CPU, Failing(), image_size=SIDE, batch_size=5, workers=2)
 
 
-def test_progress_counts_every_image_once(index: ImageIndex) -> None:
-    counted: list[int] = []
-    run(KnownModel([1, 2, 3]), index, batch_size=5, progress=counted.append)
-    assert counted == [5, 5, 2]
+def test_observer_sees_every_image_once_with_its_map_and_scores(index: ImageIndex) -> None:
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    run(KnownModel([1, 2, 3]), index, batch_size=5, observe=lambda *batch: seen.append(batch))
+    images, maps, scores = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert [len(batch[0]) for batch in seen] == [5, 5, 2] and images.tolist() == list(range(12))
+    assert torch.equal(maps, known_maps()[torch.from_numpy(index.labels)])
+    assert torch.equal(scores, torch.tensor([1.0, 2, 3]).expand(12, 3))
 
 
 def test_split_without_boxes_still_gives_class_errors(index: ImageIndex) -> None:
