@@ -21,7 +21,7 @@ class Contours:
     """
 
     largest: Boxes  # [255, 4] that of largest `cv2.contourArea`, of equals OpenCV's first; `EMPTY_BOX` if there is none
-    states: NDArray[np.int32]  # [S, 8] from `sweep`: all contours, with the thresholds at which each lasts
+    states: NDArray[np.int32]  # [S, 8] as in `sweep`: all contours, with the thresholds at which each lasts
 
     @property
     def boxes(self) -> Boxes:
@@ -30,9 +30,7 @@ class Contours:
 
     def at(self, threshold: int) -> Boxes:
         """Boxes of the contours at one threshold, int32 [B, 4]."""
-        from .sweep import HIGH, LOW
-
-        low, high = self.states[:, LOW], self.states[:, HIGH]
+        low, high = self.states[:, 6], self.states[:, 7]
         return self.boxes[(low <= threshold) & (threshold <= high)]
 
     def best(self, values: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -53,69 +51,27 @@ def largest_region_boxes(grey: Grey, thresholds: NDArray[np.int64]) -> Boxes:
         int32 [T, 4] as x0, y0, x1, y1, inclusive; `EMPTY_BOX` where no pixel is above. Of equally large regions the one
         whose first pixel comes first in row-major order.
     """
-    from .sweep import EIGHT, PIXELS, sweep  # numba loads as slowly as it runs fast
+    from .sweep import trace_regions  # numba loads as slowly as it runs fast
 
-    states, _, _ = sweep(_padded(grey), EIGHT, PIXELS, False)
-    return _largest(states, first_wins=True)[thresholds]
+    boxes: Boxes = trace_regions(_checked(grey))
+    return boxes[thresholds]
 
 
 def find_contours(grey: Grey) -> Contours:
     """All contours of ``grey > t`` at every threshold t.
 
-    Holes are the 4-connected dark regions that do not reach the border; their contours' boxes are theirs, grown by a
-    pixel. A contour's area is that of its region with all holes filled, and such regions lie side by side. So the
-    largest is found in the map whose dark spots are filled up to the level at which they spill over the border, and of
-    equal ones OpenCV, which lists siblings from the bottom to the top, meets the one that starts last.
-
     Args:
         grey: uint8 [H, W].
     """
-    from .sweep import EIGHT, FOUR, PIXELS, POLYGON, fill, sweep
+    from .sweep import trace_contours
 
-    dark = _padded(255 - grey)
-    holes, entered, mergers = sweep(dark, FOUR, PIXELS, True)
-    filled = 255 - fill(dark, entered, mergers)
-    outer, _, _ = sweep(_padded(filled), EIGHT, POLYGON, False)
-    regions = outer if np.array_equal(filled, grey) else sweep(_padded(grey), EIGHT, PIXELS, False)[0]
-    everywhere = np.concatenate([_unpadded(regions), _hole_contours(holes, grey)])
-    return Contours(_largest(outer, first_wins=False), everywhere)
+    return Contours(*trace_contours(_checked(grey)))
 
 
-def _largest(states: NDArray[np.int32], *, first_wins: bool) -> Boxes:
-    """Box of the largest region at each threshold, int32 [255, 4], from the states of a sweep."""
-    from .sweep import FIRST, SIZE, leaders
-
-    first = states[:, FIRST].astype(np.int64)
-    chosen = leaders(states, (states[:, SIZE].astype(np.int64) << 32) + (-first if first_wins else first))
-    # The row after the last is what −1 stands for.
-    return np.concatenate([_unpadded(states)[:, :4], np.array([EMPTY_BOX], np.int32)])[chosen]
-
-
-def _padded(grey: Grey) -> Grey:
-    """Zeros around a map, in row-major order whatever its own (which `np.pad` would keep)."""
+def _checked(grey: Grey) -> Grey:
     if grey.dtype != np.uint8 or grey.ndim != 2:
         raise TypeError(f"expected a uint8 map [H, W], got {grey.dtype} {[*grey.shape]}")
-    padded = np.zeros((grey.shape[0] + 2, grey.shape[1] + 2), np.uint8)
-    padded[1:-1, 1:-1] = grey
-    return padded
-
-
-def _unpadded(states: NDArray[np.int32]) -> NDArray[np.int32]:
-    moved = states.copy()
-    moved[:, :4] -= 1
-    return moved
-
-
-def _hole_contours(states: NDArray[np.int32], grey: Grey) -> NDArray[np.int32]:
-    """States of hole contours from those of the dark regions, swept as 255 − grey."""
-    from .sweep import HIGH, LOW
-
-    height, width = grey.shape
-    inside = np.all((states[:, :2] > 1) & (states[:, 2:4] < (width, height)), axis=1)
-    contours = _unpadded(states[inside])
-    contours[:, :4] += np.array([-1, -1, 1, 1], np.int32)
-    contours[:, [LOW, HIGH]] = 254 - contours[:, [HIGH, LOW]]  # 255 − grey > s is what grey > 254 − s leaves out
-    return contours
+    return np.require(grey, requirements="W")  # what is compiled takes no read-only array
 
 
 def intersection_over_union(boxes: Boxes, truth: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -2,7 +2,10 @@
 
 Pixels enter from the brightest to the darkest. Each either starts a region, or joins one, or joins several together. So
 the regions of all 255 masks ``grey > t`` come out of one pass: what a region is between two changes is a *state*, with
-the thresholds at which it lasts. Import this module late: it loads numba, which takes longer than the package.
+the thresholds at which it lasts. A map becomes boxes in one compiled call, and a thread that is in it holds no lock.
+
+Import this module late: it loads numba, which takes longer than the package. All that is compiled stays in this file:
+numba's cache on disk notices no change in another.
 """
 
 from collections.abc import Callable
@@ -77,6 +80,17 @@ def compiled(signature: str | list[str]) -> Callable[[Callable[..., Any]], Calla
             return numba.njit(signature, nogil=True)(function)
 
     return decorate
+
+
+@numba.njit
+def _padded(grey: Bytes, inverted: bool) -> Bytes:
+    """Zeros around a map, or around 255 − map."""
+    height, width = grey.shape
+    padded = np.zeros((height + 2, width + 2), np.uint8)
+    for y in range(height):
+        for x in range(width):
+            padded[y + 1, x + 1] = np.uint8(255) - grey[y, x] if inverted else grey[y, x]
+    return padded
 
 
 @numba.njit
@@ -159,8 +173,8 @@ def _grow(regions: Ints, region: int, x0: int, y0: int, x1: int, y1: int, size: 
     regions[region, FIRST] = min(regions[region, FIRST], first)
 
 
-@compiled("Tuple((int32[:, ::1], int32[::1], int32[:, ::1]))(uint8[:, ::1], uint8[:, ::1], int32[::1], boolean)")
-def sweep(padded: Bytes, joined: Bytes, sizes: Ints, frame: bool) -> tuple[Ints, Ints, Ints]:
+@numba.njit
+def _sweep(padded: Bytes, joined: Bytes, sizes: Ints, frame: bool) -> tuple[Ints, Ints, Ints]:
     """States of all regions of ``padded > t`` for t in 0…254.
 
     Args:
@@ -228,15 +242,15 @@ def sweep(padded: Bytes, joined: Bytes, sizes: Ints, frame: bool) -> tuple[Ints,
     return states[:state_count], entered, mergers[:merger_count]
 
 
-@compiled("uint8[:, ::1](uint8[:, ::1], int32[::1], int32[:, ::1])")
-def fill(padded: Bytes, entered: Ints, mergers: Ints) -> Bytes:
+@numba.njit
+def _filled(padded: Bytes, entered: Ints, mergers: Ints) -> Bytes:
     """Lower every pixel to the brightest level at which it is connected to the frame; the rest becomes 0.
 
     Args:
-        padded: the map of a `sweep` with a frame. entered, mergers: its results.
+        padded: the map of a sweep with a frame. entered, mergers: its results.
 
     Returns:
-        uint8 [H, W], not padded.
+        uint8, padded as the map.
     """
     reach = np.zeros(padded.size // 2, np.uint8)  # of each region, as many as there can be
     reach[0] = 255
@@ -244,24 +258,81 @@ def fill(padded: Bytes, entered: Ints, mergers: Ints) -> Bytes:
     for i in range(len(mergers) - 1, -1, -1):
         ended, survivor, value = mergers[i]
         reach[ended] = value if survivor == 0 else reach[survivor]
-    height, width = padded.shape[0] - 2, padded.shape[1] - 2
-    filled = np.empty((height, width), np.uint8)
-    for y in range(height):
-        for x in range(width):
-            filled[y, x] = min(padded[y + 1, x + 1], reach[entered[(y + 1) * (width + 2) + x + 1]])
+    height, width = padded.shape
+    filled = np.zeros((height, width), np.uint8)
+    for y in range(1, height - 1):
+        for x in range(1, width - 1):
+            filled[y, x] = min(padded[y, x], reach[entered[y * width + x]])
     return filled
 
 
-@compiled(["int32[::1](int32[:, ::1], int64[::1])", "int32[::1](int32[:, ::1], float64[::1])"])
-def leaders(states: Ints, keys: NDArray[np.int64] | NDArray[np.float64]) -> Ints:
-    """At each threshold 0…254 the state of the highest key (of equals the first), int32 [255]; −1 where there is none.
+@numba.njit
+def _largest(states: Ints, first_wins: bool) -> Ints:
+    """Box of the largest region at each threshold, int32 [255, 4]; `EMPTY_BOX` where there is none."""
+    boxes = np.empty((255, 4), np.int32)
+    boxes[:, :2], boxes[:, 2:] = 0, -1
+    sizes, firsts = np.full(255, -1, np.int32), np.zeros(255, np.int32)
+    for state in states:
+        for threshold in range(state[LOW], state[HIGH] + 1):
+            size, first = sizes[threshold], firsts[threshold]
+            earlier = state[FIRST] < first
+            if state[SIZE] > size or (state[SIZE] == size and earlier == first_wins):
+                sizes[threshold], firsts[threshold] = state[SIZE], state[FIRST]
+                for side in range(4):
+                    boxes[threshold, side] = state[side] - 1  # out of the padded map's frame
+    return boxes
 
-    Args:
-        states: int32 [S, 8]. keys: int64 or float64 [S].
+
+@numba.njit
+def _outlines(regions: Ints, holes: Ints, height: int, width: int) -> Ints:
+    """States of all contours: those of the regions, and those of the dark regions, swept as 255 − map, grown by one."""
+    contours = np.empty((len(regions) + len(holes), 8), np.int32)
+    count = 0
+    for state in regions:
+        contours[count] = state
+        contours[count, :4] -= 1  # out of the padded map's frame
+        count += 1
+    for state in holes:
+        if state[X0] > 1 and state[Y0] > 1 and state[X1] < width and state[Y1] < height:
+            contours[count] = state
+            contours[count, :2] -= 2
+            # 255 − map > s is what map > 254 − s leaves out.
+            contours[count, LOW], contours[count, HIGH] = 254 - state[HIGH], 254 - state[LOW]
+            count += 1
+    return contours[:count].copy()
+
+
+@compiled("int32[:, ::1](uint8[:, :])")
+def trace_regions(grey: Bytes) -> Ints:
+    """Box of the largest region at each threshold, int32 [255, 4], of a uint8 [H, W] of any strides."""
+    return _largest(_sweep(_padded(grey, False), EIGHT, PIXELS, False)[0], True)
+
+
+@compiled("Tuple((int32[:, ::1], int32[:, ::1]))(uint8[:, :])")
+def trace_contours(grey: Bytes) -> tuple[Ints, Ints]:
+    """See `boxes.find_contours`: ``largest`` and ``states``.
+
+    Holes are the 4-connected dark regions that do not reach the border; their contours' boxes are theirs, grown by a
+    pixel. A contour's area is that of its region with all holes filled, and such regions lie side by side. So the
+    largest is found in the map whose dark spots are filled up to the level at which they spill over the border, and of
+    equal ones OpenCV, which lists siblings from the bottom to the top, meets the one that starts last.
     """
+    height, width = grey.shape
+    dark = _padded(grey, True)
+    holes, entered, mergers = _sweep(dark, FOUR, PIXELS, True)
+    shallow = _filled(dark, entered, mergers)
+    solid = _padded(shallow[1:-1, 1:-1], True)
+    largest = _largest(_sweep(solid, EIGHT, POLYGON, False)[0], False)
+    regions = _sweep(_padded(grey, False), EIGHT, PIXELS, False)[0]
+    return largest, _outlines(regions, holes, height, width)
+
+
+@compiled("int32[::1](int32[:, ::1], float64[::1])")
+def leaders(states: Ints, values: NDArray[np.float64]) -> Ints:
+    """See `boxes.Contours.best`."""
     found = np.full(255, -1, np.int32)
     for i in range(len(states)):
         for threshold in range(states[i, LOW], states[i, HIGH] + 1):
-            if found[threshold] < 0 or keys[i] > keys[found[threshold]]:
+            if found[threshold] < 0 or values[i] > values[found[threshold]]:
                 found[threshold] = i
     return found

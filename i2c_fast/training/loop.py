@@ -172,9 +172,7 @@ class Trainer:
                 auto_commit=False,
             ).to(self.runtime.device)
         optimizer = build_optimizer(self.model, self.criterion, self.config.optim)
-        self.train_step = TrainStep(
-            self.model, self.criterion, optimizer, self.runtime, i2c.sc_weight, i2c.gc_weight
-        )
+        self.train_step = TrainStep(self.model, self.criterion, optimizer, self.runtime, i2c.sc_weight, i2c.gc_weight)
 
     def state(self) -> dict[str, Any]:
         """Everything a continuation needs; all randomness follows from the configuration's seed and the step."""

@@ -16,7 +16,5 @@ def test_centered_box_is_measured_at_its_best_share(tmp_path: Path) -> None:
         for name in "012":
             cv2.imwrite(str(tmp_path / split / "a" / f"{name}.png"), np.zeros((40, 60, 3), np.uint8))
     # Two images hold a centered box of half their sides; the third one's lies in a corner.
-    (tmp_path / "boxes.csv").write_text(
-        "val/a/0.png,15,10,44,29\nval/a/1.png,15,10,44,29\nval/a/2.png,0,0,5,5\n"
-    )
+    (tmp_path / "boxes.csv").write_text("val/a/0.png,15,10,44,29\nval/a/1.png,15,10,44,29\nval/a/2.png,0,0,5,5\n")
     assert centered_box_error(read_split(tmp_path, "val"), PaperProtocol()) == pytest.approx(100 / 3)

@@ -1,6 +1,5 @@
 """The bank of centers: when it moves, what it keeps, who may train it."""
 
-
 import pytest
 import torch
 from torch import Tensor, nn
