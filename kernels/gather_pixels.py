@@ -33,6 +33,21 @@ class Slots:
     indices: Tensor  # fp32 [N, K]: an empty stand-in whose "gradient" is the pixels' indices
     used: bool = False
 
+    def claim(self, features: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Both stand-ins, for the one gather they serve.
+
+        Raises:
+            ValueError: opened for features or indices of another shape.
+            RuntimeError: claimed before.
+        """
+        opened, expected = [*self.columns.shape], [*indices.shape, features.shape[1]]
+        if opened != expected:
+            raise ValueError(f"slots were opened for {opened} [N, K, D], this gather needs {expected}")
+        if self.used:
+            raise RuntimeError("these slots already served a gather; call tap once for each gather_pixels")
+        self.used = True
+        return self.columns, self.indices
+
 
 def gather_pixels_reference(features: Tensor, indices: Tensor) -> Tensor:
     """Plain PyTorch specification of `gather_pixels`."""
@@ -192,12 +207,5 @@ def gather_pixels(features: Tensor, indices: Tensor, slots: Slots | None = None)
     if slots is None:
         values: Tensor = _GatherPixels.apply(features, indices)
         return values
-    expected = (len(features), indices.shape[1], features.shape[1])
-    if slots.columns.shape != expected:
-        opened = list(slots.columns.shape)
-        raise ValueError(f"slots were opened for {opened} [N, K, D], this gather needs {list(expected)}")
-    if slots.used:
-        raise RuntimeError("these slots already served a gather; call tap once for each gather_pixels")
-    slots.used = True
-    gathered: Tensor = _GatherThroughSlots.apply(slots.columns, slots.indices, features.detach(), indices)
+    gathered: Tensor = _GatherThroughSlots.apply(*slots.claim(features, indices), features.detach(), indices)
     return gathered

@@ -374,15 +374,6 @@ class _InterImageLoss(torch.autograd.Function):
         return to_features, to_columns, to_carrier, None, None, None, to_centers, None, None
 
 
-def _check_slots(slots: Slots, expected: list[int]) -> None:
-    """Raise as `gather_pixels` does."""
-    opened = list(slots.columns.shape)
-    if opened != expected:
-        raise ValueError(f"slots were opened for {opened} [N, K, D], this gather needs {expected}")
-    if slots.used:
-        raise RuntimeError("these slots already served a gather; call tap once for each gather_pixels")
-
-
 def inter_image_loss(
     features: Tensor,
     indices: Tensor,
@@ -428,8 +419,8 @@ def inter_image_loss(
     check_labels(labels, len(centers))
     columns = carrier = None
     if slots is not None:
-        _check_slots(slots, [*indices.shape, features.shape[1]])
-        slots.used, columns, carrier, features = True, slots.columns, slots.indices, features.detach()
+        columns, carrier = slots.claim(features, indices)
+        features = features.detach()
     sc, pairs, gc, classes, *of_class = _InterImageLoss.apply(
         features, columns, carrier, indices, labels, groups, centers, distance, reduction == "mean"
     )

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..kernels import label_cam, pooled_head
+from ..kernels import Slots, label_cam, pooled_head, tap_dropout
 from .initialization import InitScheme, initialize_convolutions
 
 
@@ -33,8 +33,16 @@ class LocalizationHead(nn.Module):
         initialize_convolutions(self, init)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features [N,D,H,W] → x [N,width,H,W]. The features stay as they are: the I2C losses read them too."""
-        x = self.relu(self.fc6(self.dropout(features)))
+        """Features [N,D,H,W] → x [N,width,H,W]."""
+        return self._convolve(self.dropout(features))
+
+    def tapped(self, features: Tensor, k: int) -> tuple[Tensor, Slots]:
+        """`forward`, and slots by which the gradient of `k` pixels an image joins that of the first dropout."""
+        dropped, slots = tap_dropout(features, k, self.dropout.p, self.training)
+        return self._convolve(dropped), slots
+
+    def _convolve(self, dropped: Tensor) -> Tensor:
+        x = self.relu(self.fc6(dropped))
         x = self.relu(self.fc7(self.dropout(x)))
         output: Tensor = self.dropout(x)
         return output

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..kernels import Slots
 from .head import LocalizationHead
 from .inception import InceptionV3Body
 from .initialization import InitScheme
@@ -60,6 +61,7 @@ class LocalizerOutput(NamedTuple):
     logits: Tensor  # [N,Y]
     maps: Tensor  # fp32 [N,H,W], raw map of the label's class; constants
     features: Tensor  # [N,D,H,W], the body's output
+    slots: Slots | None  # for the gradient of the features' K seeds, see `i2c_fast.kernels.tap`
 
 
 class Localizer(nn.Module):
@@ -70,11 +72,15 @@ class Localizer(nn.Module):
         self.body = body
         self.head = head
 
-    def forward(self, images: Tensor, labels: Tensor) -> LocalizerOutput:
-        """Training: normalized images [N,3,S,S] and labels int64 [N] → scores, the labels' maps, features."""
+    def forward(self, images: Tensor, labels: Tensor, seeds: int = 0) -> LocalizerOutput:
+        """Training: normalized images [N,3,S,S] and labels int64 [N] → what the losses need.
+
+        `seeds` is the K of the I2C losses, or 0 if nothing will read single pixels of the features.
+        """
         features = self.body(images)
-        logits, maps = self.head.pooled(self.head(features), labels)
-        return LocalizerOutput(logits, maps, features)
+        x, slots = self.head.tapped(features, seeds) if seeds else (self.head(features), None)
+        logits, maps = self.head.pooled(x, labels)
+        return LocalizerOutput(logits, maps, features, slots)
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized images [N,3,S,S] → (logits [N,Y], x); `head.class_maps(x, classes)` gives any class's map.

@@ -54,7 +54,8 @@ class TrainStep:
 
         images = normalize_images(batch.images, device)
         with self.runtime.autocast():
-            logits, maps, features = self.model(images, labels)
+            seeds = 0 if self.criterion is None else self.criterion.k
+            logits, maps, features, slots = self.model(images, labels, seeds)
         ce = cross_entropy(logits.float(), labels)
         sc = gc = pixels = torch.zeros((), device=device)
         loss = ce
@@ -63,6 +64,7 @@ class TrainStep:
                 features,
                 maps,
                 labels,
+                slots=slots,
                 image_ids=batch.image_ids.to(device, non_blocking=True),
                 groups=batch.groups.to(device, non_blocking=True),
             )

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from i2c_fast.errors import UserError
+from i2c_fast.kernels import gather_pixels
 from i2c_fast.models import BACKBONES, Localizer, build_localizer
 
 LABELS = torch.tensor([4, 1])
@@ -30,6 +31,43 @@ def test_losses_on_features_reach_the_body_alone(images: Tensor) -> None:
     localizer(images, LABELS).features.sum().backward()
     assert all(parameter.grad is not None for parameter in localizer.body.parameters())
     assert all(parameter.grad is None for parameter in localizer.head.parameters())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_slots_bring_seeds_the_gradient_that_plain_indexing_gives(images: Tensor, layout: torch.memory_format) -> None:
+    localizer = build_localizer("resnet18", num_classes=5).double().to(memory_format=layout)  # type: ignore[call-overload]
+    localizer.head.dropout.p = 0.0
+    seeds = torch.tensor([[3, 60, 3], [0, 9, 63]])
+
+    def gradients(tapped: bool) -> list[Tensor]:
+        localizer.zero_grad()
+        logits, _, features, slots = localizer(images.double(), LABELS, 3 if tapped else 0)
+        assert (slots is not None) == tapped
+        (logits.square().sum() + gather_pixels(features, seeds, slots).pow(3).sum()).backward()
+        return [parameter.grad.clone() for parameter in localizer.parameters() if parameter.grad is not None]
+
+    torch.testing.assert_close(gradients(True), gradients(False))
+
+
+def test_first_dropout_still_drops_with_slots_but_not_from_the_features(images: Tensor) -> None:
+    localizer = build_localizer("resnet18", num_classes=5)
+    seen: list[Tensor] = []
+    localizer.head.fc6.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    features = localizer(images, LABELS, 3).features
+    kept = seen[0] != 0
+    torch.testing.assert_close(seen[0][kept], 2 * features[kept])
+    assert 0.4 < kept[features != 0].float().mean() < 0.6
+
+
+def test_slots_that_nothing_reads_change_no_gradient(images: Tensor) -> None:
+    localizer = build_localizer("resnet18", num_classes=5).double()
+    localizer.head.dropout.p = 0.0
+    found = []
+    for seeds in (0, 3):
+        localizer.zero_grad()
+        localizer(images.double(), LABELS, seeds).logits.square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in localizer.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(*found)
 
 
 @torch.no_grad()

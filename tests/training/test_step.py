@@ -12,7 +12,7 @@ from torch import Tensor
 from i2c_fast import losses as losses_module
 from i2c_fast.config import Config
 from i2c_fast.data import TrainBatch, TrainBatches
-from i2c_fast.kernels import InterImageSums
+from i2c_fast.kernels import InterImageSums, Slots
 from i2c_fast.losses import InterImageLoss
 from i2c_fast.runtime import seed_all
 from i2c_fast.training import TERMS, Trainer, build_trainer
@@ -64,6 +64,21 @@ def test_loss_is_the_weighted_sum_of_its_terms(trainer: Trainer) -> None:
     assert terms["loss"] == pytest.approx(terms["ce"] + 0.008 * terms["sc"] + 0.001 * terms["gc"], rel=1e-6)
 
 
+def test_seeds_reach_the_body_through_slots(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second gradient as large as the features."""
+    opened: list[Slots | None] = []
+    real = losses_module.inter_image_loss
+
+    def watched(*arguments: Any, **options: Any) -> InterImageSums:
+        opened.append(options["slots"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(losses_module, "inter_image_loss", watched)
+    take_step(trainer, 0)
+    (slots,) = opened
+    assert slots is not None and slots.used
+
+
 def test_a_step_moves_weights_statistics_and_centers(trainer: Trainer) -> None:
     before = all_state(trainer)
     take_step(trainer, 0)
@@ -83,7 +98,7 @@ def test_consistency_terms_pull_features_of_a_class_together(
             take_step(trainer, step)
         batch = batch_of(trainer, 99)
         with torch.no_grad():
-            _, maps, features = trainer.model((batch.images.float() - 120) / 60, batch.labels)
+            _, maps, features, _ = trainer.model((batch.images.float() - 120) / 60, batch.labels)
             features = features / features.norm(dim=1, keepdim=True).mean()
             return float(InterImageLoss(3, 256)(features, maps, batch.labels).sc)
 
