@@ -3,8 +3,10 @@
     python benchmarks/kernels.py                           all ops, all sizes
     python benchmarks/kernels.py --quick --op objective    one size of one op
 
-Results go to ``benchmarks/results/kernels_<gpu>.json``. Without a GPU the kernels run through Triton's interpreter on
-tiny inputs, to show that results agree; times are "not measured".
+Results go to ``benchmarks/results/kernels_<gpu>.json``, with what became of the promises in `bars`. A run of some ops
+keeps what the file holds of the others, if it is of the same machine, versions and commit: where time is short, measure
+op by op. Without a GPU the kernels run through Triton's interpreter on tiny inputs, to show that results agree, and no
+time is measured.
 """
 
 import datetime
@@ -29,12 +31,14 @@ if not torch.cuda.is_available():
 
 from rich.console import Console  # noqa: E402
 
+from benchmarks.bars import judge  # noqa: E402
 from benchmarks.candidates import NAMES, Candidate, sizes_of, subject  # noqa: E402
 from benchmarks.floors import ceilings, read_us  # noqa: E402
 from benchmarks.sizes import SIZES, TINY, Size, describe  # noqa: E402
 from benchmarks.summary import plot, table  # noqa: E402
 from benchmarks.timing import count_kernels, count_synchronizations, measure, peak_memory  # noqa: E402
 from i2c_fast.environment import environment  # noqa: E402
+from i2c_fast.files import write_json  # noqa: E402
 
 console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=False)
 Row = dict[str, Any]
@@ -50,6 +54,16 @@ def checked(make: Callable[[], Candidate], bound: float) -> tuple[Candidate | No
     if error <= bound:
         return candidate, {"status": "ok", "error": error}
     return None, {"status": f"wrong: relative error {error:.2g}, allowed {bound:.2g}"}
+
+
+def earlier_rows(output: Path, machine: dict[str, Any], chosen: tuple[str, ...]) -> list[Row]:
+    """What a results file of the same machine, versions and commit holds of other ops than `chosen`."""
+    if not output.exists():
+        return []
+    report = json.loads(output.read_text())
+    # Where the file itself is tracked, writing it is what makes the clone dirty.
+    then, now = ({**one, "commit": one["commit"].removesuffix("-dirty")} for one in (report["environment"], machine))
+    return [row for row in report["rows"] if row["op"] not in chosen] if then == now else []
 
 
 def run_subject(name: str, size: Size, device: torch.device, repeats: int) -> list[Row]:
@@ -105,18 +119,20 @@ def main(quick: bool, chosen: tuple[str, ...], repeats: int, output: Path | None
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     sizes = (SIZES if on_gpu else TINY)[: 1 if quick else None]
-    machine = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower() if on_gpu else "none"
-    output = output or ROOT / "benchmarks" / "results" / f"kernels_{machine}.json"
+    gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower() if on_gpu else "none"
+    output = output or ROOT / "benchmarks" / "results" / f"kernels_{gpu}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
+    chosen, machine = chosen or NAMES, environment()
     report: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/kernels.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "environment": environment(),
+        "environment": machine,
         "measured": "times of the GPU above" if on_gpu else "results only, in the interpreter; times not measured",
         "ceilings": ceilings() if on_gpu else None,
-        "rows": [],
+        "bars": [],
+        "rows": earlier_rows(output, machine, chosen),
     }
-    for name in chosen or NAMES:
+    for name in chosen:
         for size in sizes_of(name, sizes):
             rows = run_subject(name, size, device, repeats)
             report["rows"] += rows
@@ -124,7 +140,11 @@ def main(quick: bool, chosen: tuple[str, ...], repeats: int, output: Path | None
             for row in rows:
                 if row["status"] != "ok":
                     console.print(f"{row['provider']} was not timed: {row['status']}")
-            output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            report["bars"] = judge(report["rows"])
+            write_json(output, report)
+    for bar in report["bars"]:
+        verdict = "kept" if bar["kept"] else "MISSED"
+        console.print(f"{verdict}: {bar['promise']} {bar['measured']:.3g} (bound {bar['bound']:.3g})")
     console.print(f"{report['measured']}; written to {output}")
     if picture is not None:
         console.print(plot(report, picture))

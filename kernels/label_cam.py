@@ -18,6 +18,8 @@ from .normalize_cam import normalize_cam, normalize_cam_reference
 
 # Elements of x in one step of a program of 4 warps: 32 a thread, four 16-byte loads of bf16 in flight for each.
 TILE = 4096
+# Four programs of 4 warps on an SM; ptxas, left alone, may spill two registers for a fifth.
+MAP_GRADIENT_REGISTERS = 128
 _IGNORED = tl.constexpr(IGNORED_LABEL)
 
 
@@ -272,6 +274,7 @@ def _weight_gradient(x: Tensor, labels: Tensor, gradient: Tensor, classes: int) 
         _label_cam_map_gradient[(maps * max(1, triton.cdiv(channels, config["BLOCK_C"])),)](
             x, gradient.contiguous(), labels, rows, sums,
             labels.shape[1], classes, channels, height * width, *addressing(x), **config,
+            maxnreg=MAP_GRADIENT_REGISTERS,
         )  # fmt: skip
     if classes:
         config = _class_config(maps, channels)

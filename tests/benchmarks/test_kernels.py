@@ -31,6 +31,22 @@ def test_without_a_gpu_results_are_checked_and_times_are_not_measured(tmp_path: 
     assert {"torch", "triton", "gpu", "commit"} <= set(report["environment"])
 
 
+def test_a_run_of_other_ops_keeps_what_the_file_holds(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+
+    def ops_after(op: str) -> set[str]:
+        done = run("--quick", "--op", op, "--output", str(out))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {row["op"] for row in json.loads(out.read_text())["rows"]}
+
+    assert ops_after("normalize_cam") == {"normalize_cam"}
+    assert ops_after("update_centers") == {"normalize_cam", "update_centers"}
+    report = json.loads(out.read_text())
+    report["environment"]["triton"] = "another"
+    out.write_text(json.dumps(report))
+    assert ops_after("normalize_cam") == {"normalize_cam"}
+
+
 def test_a_picture_of_nothing_is_refused_in_words(tmp_path: Path) -> None:
     out, picture = str(tmp_path / "out.json"), str(tmp_path / "out.png")
     done = run("--quick", "--op", "update_centers", "--output", out, "--plot", picture)

@@ -1,0 +1,156 @@
+"""Ops on feature vectors: the two losses, the class means, the bank of centers."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from i2c_fast import kernels
+
+from ..objective import ALPHA, gather, make_bank, move_centers
+from ..sizes import Size
+from .problem import Outputs, Problem, bytes_of, places_by_class, row_bytes, seed_inputs
+
+
+def _values(size: Size, device: torch.device) -> Tensor:
+    return size.random(size.images, size.seeds, size.features, device=device).requires_grad_()
+
+
+def pair_consistency_loss(size: Size, device: torch.device) -> Problem:
+    def eager(values: Tensor, _: Tensor) -> Outputs:
+        values = values.float()
+        return ((values[0::2] - values[1::2]).square().sum(-1).mean(-1).sum(),)
+
+    def loops(values: Tensor, labels: Tensor) -> Outputs:
+        images = values.float().unbind()
+        pairs = [p for places in places_by_class(labels).values() for p in zip(places[0::2], places[1::2], strict=True)]
+        return (torch.stack([(images[i] - images[j]).square().sum(1).mean() for i, j in pairs]).sum(),)
+
+    providers = {
+        "loops": loops, "eager": eager, "fused": lambda v, labels: kernels.pair_consistency_loss(v, labels)[:1]
+    }  # fmt: skip
+    return Problem(
+        (_values(size, device), size.labels(device)), providers,
+        lambda values, labels: kernels.pair_consistency_loss_reference(values, labels)[:1],
+        row_bytes(size), 2 * row_bytes(size),
+    )  # fmt: skip
+
+
+def class_means(size: Size, device: torch.device) -> Problem:
+    """[N, D] means in the row of each class's first image, 0 in the others."""
+
+    def eager(values: Tensor, labels: Tensor) -> Outputs:
+        same = labels[:, None] == labels
+        leads = same.tril(-1).sum(1) == 0
+        share = (same & leads[:, None]).float() / same.sum(1, keepdim=True)
+        return (share @ values.float().mean(1),)
+
+    def loops(values: Tensor, labels: Tensor) -> Outputs:
+        means = torch.zeros_like(values[:, 0], dtype=torch.float32)
+        for places in places_by_class(labels).values():
+            means[places[0]] = torch.stack([values[i] for i in places]).float().mean((0, 1))
+        return (means,)
+
+    providers = {"loops": loops, "eager": eager, "fused": lambda v, labels: kernels.class_means(v, labels)[:1]}
+    means = 4 * size.images * size.features
+    return Problem(
+        (_values(size, device), size.labels(device)), providers,
+        lambda values, labels: kernels.class_means_reference(values, labels)[:1],
+        row_bytes(size) + means, row_bytes(size) + means,
+    )  # fmt: skip
+
+
+def _class_inputs(size: Size, device: torch.device) -> Outputs:
+    """Means [N, D] in fp32 of classes that come once; every other row is ignored, as `class_means` leaves it."""
+    labels = torch.where(torch.arange(size.images, device=device) % 2 == 0, size.labels(device), -100)
+    # Past the number of classes labels repeat: only the first row of each counts.
+    repeated = (labels[:, None] == labels).tril(-1).any(1)
+    return torch.randn(size.images, size.features, device=device), labels.masked_fill(repeated, kernels.IGNORED_LABEL)
+
+
+def center_loss(size: Size, device: torch.device) -> Problem:
+    means, labels = _class_inputs(size, device)
+    centers = make_bank(size, device).centers
+
+    def eager(means: Tensor, labels: Tensor, centers: Tensor) -> Outputs:
+        gap = (means - centers[labels.clamp(min=0)]).square().sum(-1)
+        return (torch.where(labels >= 0, gap, 0.0).sum(),)
+
+    def loops(means: Tensor, labels: Tensor, centers: Tensor) -> Outputs:
+        present = [(i, y) for i, y in enumerate(labels.tolist()) if y >= 0]
+        return (torch.stack([(means[i] - centers[y]).square().sum() for i, y in present]).sum(),)
+
+    providers = {"loops": loops, "eager": eager, "fused": lambda *inputs: kernels.center_loss(*inputs)[:1]}
+    return Problem(
+        (means.requires_grad_(), labels, centers), providers,
+        lambda *inputs: kernels.center_loss_reference(*inputs)[:1], bytes_of(means), 2 * bytes_of(means),
+    )  # fmt: skip
+
+
+def update_centers(size: Size, device: torch.device) -> Problem:
+    means, labels = _class_inputs(size, device)
+    centers, steps = make_bank(size, device)
+
+    def loops(centers: Tensor, steps: Tensor, labels: Tensor, means: Tensor) -> Outputs:
+        for i, y in enumerate(labels.tolist()):
+            if y >= 0:
+                rate = math.exp(-ALPHA * steps[y].item())
+                centers[y] = (1 - rate) * centers[y] + rate * means[i]
+                steps[y] += 1
+        return centers, steps
+
+    def eager(centers: Tensor, steps: Tensor, labels: Tensor, means: Tensor) -> Outputs:
+        # Ignored rows repeat the first, which is present.
+        rows = torch.where(labels >= 0, torch.arange(len(labels), device=labels.device), 0)
+        move_centers(centers, steps, labels[rows], means[rows])
+        return centers, steps
+
+    def fused(centers: Tensor, steps: Tensor, labels: Tensor, means: Tensor) -> Outputs:
+        kernels.update_centers(centers, steps, labels, means, ALPHA)
+        return centers, steps
+
+    def truth(centers: Tensor, steps: Tensor, labels: Tensor, means: Tensor) -> Outputs:
+        kernels.update_centers_reference(centers, steps, labels, means, ALPHA)
+        return centers, steps
+
+    return Problem(
+        (centers, steps, labels, means), {"loops": loops, "eager": eager, "fused": fused}, truth,
+        3 * bytes_of(means) // 2,
+    )  # fmt: skip
+
+
+def inter_image_loss(size: Size, device: torch.device) -> Problem:
+    """SC and GC on seeds that are chosen, without slots: the gradient of F is dense."""
+    features, indices = seed_inputs(size, device)
+
+    def eager(features: Tensor, indices: Tensor, labels: Tensor, centers: Tensor) -> Outputs:
+        values = gather(features, indices.long()).float()
+        same = (labels[:, None] == labels).float()
+        means = same @ values.mean(1) / same.sum(1, keepdim=True)
+        sc = (values[0::2] - values[1::2]).square().sum(-1).mean(-1).sum()
+        return sc, ((means - centers[labels]).square().sum(-1) / same.sum(1)).sum()
+
+    def loops(features: Tensor, indices: Tensor, labels: Tensor, centers: Tensor) -> Outputs:
+        sums = []
+        images = zip(features.unbind(), indices, strict=True)
+        values = [image.flatten(1)[:, i].t().float() for image, i in images]
+        for label, places in places_by_class(labels).items():
+            pairs = zip(places[0::2], places[1::2], strict=True)
+            sc = torch.stack([(values[i] - values[j]).square().sum(1).mean() for i, j in pairs]).sum()
+            mean = torch.stack([values[i] for i in places]).mean((0, 1))
+            sums.append(torch.stack([sc, (mean - centers[label]).square().sum()]))
+        return tuple(torch.stack(sums).sum(0))
+
+    def fused(*inputs: Tensor) -> Outputs:
+        sums = kernels.inter_image_loss(*inputs)
+        return sums.sc, sums.gc
+
+    def truth(*inputs: Tensor) -> Outputs:
+        sums = kernels.inter_image_loss_reference(*inputs)
+        return sums.sc, sums.gc
+
+    return Problem(
+        (features, indices, size.labels(device), make_bank(size, device).centers),
+        {"loops": loops, "eager": eager, "fused": fused}, truth,
+        2 * row_bytes(size) + 8 * size.images * size.features, bytes_of(features) + 3 * row_bytes(size),
+    )  # fmt: skip
