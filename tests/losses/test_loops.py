@@ -1,4 +1,4 @@
-"""The loss inside other people's training loops: under GradScaler, and beside DistributedDataParallel."""
+"""The loss inside other people's training loops: beside DistributedDataParallel, compiled, under GradScaler."""
 
 from pathlib import Path
 
@@ -27,10 +27,10 @@ def criterion() -> InterImageLoss:
     return InterImageLoss(3, 6, auto_commit=False, seed=3).double()
 
 
-def loss_of(model: nn.Module, criterion: InterImageLoss, rank: int, scale: float = 1.0) -> Tensor:
-    logits, maps, features, slots = model(images(rank) * scale, LABELS[rank], criterion.k)
-    terms = criterion(features, maps, LABELS[rank], slots=slots)
-    loss: Tensor = nn.functional.cross_entropy(logits, LABELS[rank]) + terms.sc + terms.gc
+def loss_of(model: nn.Module, criterion: InterImageLoss, images: Tensor, labels: Tensor) -> Tensor:
+    logits, maps, features, slots = model(images, labels, criterion.k)
+    terms = criterion(features, maps, labels, slots=slots)
+    loss: Tensor = nn.functional.cross_entropy(logits, labels) + terms.sc + terms.gc
     return loss
 
 
@@ -41,7 +41,7 @@ def gradients(model: nn.Module) -> list[Tensor]:
 def _train_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model, terms = DistributedDataParallel(localizer()), criterion()
-    loss_of(model, terms, rank).backward()
+    loss_of(model, terms, images(rank), LABELS[rank]).backward()
     terms.commit()
     torch.save((gradients(model), terms.state_dict()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -53,7 +53,7 @@ def test_ddp_averages_the_gradients_that_come_through_slots_and_leaves_the_bank_
     alone = []
     for rank in range(2):
         model, terms = localizer(), criterion()
-        loss_of(model, terms, rank).backward()
+        loss_of(model, terms, images(rank), LABELS[rank]).backward()
         terms.commit()
         alone.append(gradients(model))
         found, bank = torch.load(tmp_path / f"{rank}.pt")
@@ -63,6 +63,18 @@ def test_ddp_averages_the_gradients_that_come_through_slots_and_leaves_the_bank_
     assert len(mean) == len(list(localizer().parameters()))
 
 
+def test_a_localizer_and_its_loss_compile_into_one_graph() -> None:
+    found = []
+    for compiled in (False, True):
+        model, terms = localizer(), criterion()
+        loss = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
+        for rank in (0, 1, 0):
+            loss(model, terms, images(rank), LABELS[rank]).backward()
+            terms.commit()
+        found.append((gradients(model), terms.state_dict()))
+    torch.testing.assert_close(*found)
+
+
 def test_gradscaler_skips_a_step_and_the_centers_with_it() -> None:
     model, terms = localizer().float(), criterion().float()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -70,9 +82,7 @@ def test_gradscaler_skips_a_step_and_the_centers_with_it() -> None:
 
     def step(scale: float) -> None:
         optimizer.zero_grad()
-        logits, maps, features, slots = model(images(0).float() * scale, LABELS[0], terms.k)
-        found = terms(features, maps, LABELS[0], slots=slots)
-        scaler.scale(nn.functional.cross_entropy(logits, LABELS[0]) + found.sc + found.gc).backward()
+        scaler.scale(loss_of(model, terms, images(0).float() * scale, LABELS[0])).backward()
         scaler.unscale_(optimizer)
         (found_inf,) = scaler._found_inf_per_device(optimizer).values()
         scaler.step(optimizer)
