@@ -171,7 +171,8 @@ def fused(size: Size, device: torch.device, in_place: bool) -> Step:
     module = InterImageLoss(size.classes, size.features, size.seeds, THRESHOLD, ALPHA, auto_commit=False).to(device)
 
     def step(batch: Batch, bank: Bank) -> Outcome:
-        module.centers, module.steps = bank
+        if module.centers is not bank.centers:  # setting a module's buffer is no part of a step
+            module.centers, module.steps = bank
         features = batch.features
         if in_place:
             columns, carrier = open_columns(features, batch.seeds)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._common import accumulation_dtype, within
 from ._ops import define_op
-from ._triton import runs_triton, tl, triton
+from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 
 # 16 bytes a thread of fp16 in 4 warps: a row of 2048 features is two programs, so that few seeds fill more SMs.
 MAX_BLOCK_D = 1024
@@ -78,9 +78,9 @@ def _add_columns(  # type: ignore[no-untyped-def]
 
 def _config(k: int, d: int) -> dict[str, int]:
     """Block sizes and 8 features a thread; more registers than ptxas grants itself, for then nothing is spilled."""
-    block_d = min(triton.next_power_of_2(d), MAX_BLOCK_D)
+    block_d = min(next_power_of_2(d), MAX_BLOCK_D)
     return {
-        "BLOCK_K": min(triton.next_power_of_2(k), MAX_BLOCK_K),
+        "BLOCK_K": min(next_power_of_2(k), MAX_BLOCK_K),
         "BLOCK_D": block_d,
         "num_warps": max(1, block_d // 256),
         "maxnreg": 128,
@@ -93,7 +93,7 @@ def _launch(total: Tensor, gradient: Tensor, indices: Tensor) -> None:
     n, k, d = gradient.shape
     if gradient.numel():
         config = _config(k, d)
-        _add_columns[(n * k, triton.cdiv(d, config["BLOCK_D"]))](
+        _add_columns[(n * k, cdiv(d, config["BLOCK_D"]))](
             total, gradient, indices, k, d, total.shape[3], total.shape[2] * total.shape[3],
             *total.stride(), *gradient.stride(), *indices.stride(), **config,
         )  # fmt: skip

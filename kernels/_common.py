@@ -36,9 +36,8 @@ def check_same(name: str, size: int, other_name: str, other_size: int) -> None:
 
 def check_device(**tensors: Tensor | None) -> None:
     """Raise ValueError, naming each device, unless all given tensors are on one device."""
-    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    if len({tensor.device for tensor in present.values()}) > 1:
-        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in present.items())
+    if len({tensor.device for tensor in tensors.values() if tensor is not None}) > 1:
+        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items() if tensor is not None)
         raise ValueError(f"tensors must share one device, got {places}")
 
 

@@ -5,7 +5,7 @@ of a batch that costs less than the launch that would prepare a table.
 """
 
 from ._common import IGNORED_LABEL, L2_EPS
-from ._triton import tl, triton
+from ._triton import cdiv, next_power_of_2, tl, triton
 
 IGNORED = tl.constexpr(IGNORED_LABEL)
 EPS = tl.constexpr(L2_EPS)
@@ -17,23 +17,23 @@ def channel_chunks(channels: int) -> tuple[int, dict[str, int]]:
     A quarter of the channels each, 128 to 512 of them, makes 80 images 320 programs on 132 SMs. 168 registers a thread
     leave room for three programs on an SM; ptxas, left alone, spills a few registers to make room for more.
     """
-    block = min(max(triton.next_power_of_2(channels) // 4, 128), 512)
-    return triton.cdiv(channels, block), {"BLOCK_D": block, "num_warps": 4, "maxnreg": 168}
+    block = min(max(next_power_of_2(channels) // 4, 128), 512)
+    return cdiv(channels, block), {"BLOCK_D": block, "num_warps": 4, "maxnreg": 168}
 
 
 def seed_block(seeds: int) -> int:
     """Seeds held at a time: 4 × 512 values of an image and as many of its partner are 32 registers a thread."""
-    return min(triton.next_power_of_2(seeds), 4)
+    return min(next_power_of_2(seeds), 4)
 
 
 def label_block(images: int) -> int:
     """Labels that a program compares at a time: all of them, up to 8 a thread of four warps."""
-    return min(triton.next_power_of_2(images), 1024)
+    return min(next_power_of_2(images), 1024)
 
 
 def total_sizes(chunks: int) -> dict[str, int]:
     """Blocks and warps of the kernels that add up all terms in one program: 8 values a thread at a time."""
-    return {"BLOCK": 2048, "BLOCK_C": min(triton.next_power_of_2(chunks), 256), "num_warps": 8}
+    return {"BLOCK": 2048, "BLOCK_C": min(next_power_of_2(chunks), 256), "num_warps": 8}
 
 
 @triton.jit

@@ -37,7 +37,18 @@ else:
 
     triton = tl = _Inert()
 
-__all__ = ["BACKEND", "HAS_TRITON", "runs_triton", "tl", "triton"]
+__all__ = ["BACKEND", "HAS_TRITON", "cdiv", "next_power_of_2", "runs_triton", "tl", "triton"]
+
+
+# Triton's own serve kernels too, which costs the host over a microsecond a call; a training step makes a dozen.
+def cdiv(size: int, block: int) -> int:
+    """How many blocks cover a size."""
+    return -(-size // block)
+
+
+def next_power_of_2(size: int) -> int:
+    """The least power of two that is not less than `size`, at least 1."""
+    return 1 << max(size - 1, 0).bit_length()
 
 
 def runs_triton(tensor: Tensor) -> bool:

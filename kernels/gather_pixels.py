@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from ._add_columns import add_columns_, pixels_of
 from ._common import check_device, check_indices, check_same, check_tensor, describe, within
 from ._ops import define_op
-from ._triton import runs_triton, tl, triton
+from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 
 # The slots carry indices as fp32 "gradients", which hold integers exactly up to here.
 MAX_TAPPED_PIXELS = 1 << 24
@@ -77,7 +77,7 @@ def _gather_pixels(  # type: ignore[no-untyped-def]
 
 def _config(d: int) -> dict[str, int]:
     """Block size and warps: 8 features a thread."""
-    block = min(triton.next_power_of_2(d), MAX_BLOCK)
+    block = min(next_power_of_2(d), MAX_BLOCK)
     return {"BLOCK": block, "num_warps": max(1, block // 256)}
 
 
@@ -88,7 +88,7 @@ def _launch(features: Tensor, indices: Tensor) -> Tensor:
     out = torch.empty(n, k, d, dtype=features.dtype, device=features.device)
     if out.numel():
         config = _config(d)
-        _gather_pixels[(n * k, triton.cdiv(d, config["BLOCK"]))](
+        _gather_pixels[(n * k, cdiv(d, config["BLOCK"]))](
             features, indices, out, k, d, features.shape[3], features.shape[2] * features.shape[3],
             *features.stride(), *indices.stride(), **config,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ._common import IGNORED_LABEL, accumulation_dtype, check_device, check_labels, check_same, check_tensor, within
 from ._ops import define_op
-from ._triton import runs_triton, tl, triton
+from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 from .normalize_cam import normalize_cam, normalize_cam_reference
 
 # Elements of x in one step of a program of 4 warps: 32 a thread, four 16-byte loads of bf16 in flight for each.
@@ -216,7 +216,7 @@ def _config(channels: int, pixels: int, channels_last: bool, sums_channels: bool
     elements of bf16 a thread). Otherwise 64 of it, whole 128-byte lines, and more where the sum is short.
     """
     kept, summed = (pixels, channels) if sums_channels else (channels, pixels)
-    kept, summed = (triton.next_power_of_2(max(size, 1)) for size in (kept, summed))
+    kept, summed = (next_power_of_2(max(size, 1)) for size in (kept, summed))
     if channels_last == sums_channels:
         summed = min(summed, 256)
         kept = min(kept, TILE // summed)
@@ -229,7 +229,7 @@ def _config(channels: int, pixels: int, channels_last: bool, sums_channels: bool
 
 def _class_config(maps: int, channels: int) -> dict[str, int]:
     """Few maps share a class, so a tile is wide in channels; one step searches the labels of any usual batch."""
-    maps, channels = triton.next_power_of_2(max(maps, 1)), triton.next_power_of_2(max(channels, 1))
+    maps, channels = next_power_of_2(max(maps, 1)), next_power_of_2(max(channels, 1))
     return {"BLOCK_L": min(maps, 1024), "BLOCK_M": min(maps, 8), "BLOCK_C": min(channels, 256), "num_warps": 4}
 
 
@@ -240,7 +240,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> 
     maps = torch.empty((*labels.shape, height, width), dtype=torch.float32, device=x.device)
     if maps.numel():
         config = _config(channels, height * width, x.stride(1) == 1)
-        _label_cam_forward[(labels.numel() * triton.cdiv(height * width, config["BLOCK_P"]),)](
+        _label_cam_forward[(labels.numel() * cdiv(height * width, config["BLOCK_P"]),)](
             x, weight, None if bias is None else bias.contiguous(), labels.contiguous(), maps,
             labels.shape[1], len(weight), channels, height * width, *addressing(x), *weight.stride(), **config,
         )  # fmt: skip
@@ -254,7 +254,7 @@ def _x_gradient(x: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor) -> 
     images, channels, height, width = x.shape
     if out.numel():
         config = _config(channels, height * width, out.stride(1) == 1)
-        _label_cam_x_gradient[(images * triton.cdiv(height * width, config["BLOCK_P"]),)](
+        _label_cam_x_gradient[(images * cdiv(height * width, config["BLOCK_P"]),)](
             gradient.contiguous(), weight, labels.contiguous(), out,
             labels.shape[1], len(weight), channels, height * width, *addressing(out), *weight.stride(), **config,
         )  # fmt: skip
@@ -271,14 +271,14 @@ def _weight_gradient(x: Tensor, labels: Tensor, gradient: Tensor, classes: int) 
     weight, bias = torch.empty(classes, channels, **fp32), torch.empty(classes, **fp32)
     if maps:
         config = _config(channels, height * width, x.stride(1) == 1, sums_channels=False)
-        _label_cam_map_gradient[(maps * max(1, triton.cdiv(channels, config["BLOCK_C"])),)](
+        _label_cam_map_gradient[(maps * max(1, cdiv(channels, config["BLOCK_C"])),)](
             x, gradient.contiguous(), labels, rows, sums,
             labels.shape[1], classes, channels, height * width, *addressing(x), **config,
             maxnreg=MAP_GRADIENT_REGISTERS,
         )  # fmt: skip
     if classes:
         config = _class_config(maps, channels)
-        _label_cam_class_gradient[classes, max(1, triton.cdiv(channels, config["BLOCK_C"]))](
+        _label_cam_class_gradient[classes, max(1, cdiv(channels, config["BLOCK_C"]))](
             rows, sums, labels, weight, bias, maps, channels, **config
         )
     return weight, bias

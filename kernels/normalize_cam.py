@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ._common import accumulation_dtype, check_tensor
 from ._ops import define_op
-from ._triton import runs_triton, tl, triton
+from ._triton import next_power_of_2, runs_triton, tl, triton
 
 # Pixels a program holds at a time, 16 a thread of 8 warps; a larger map takes several steps in each pass over it.
 MAX_BLOCK = 4096
@@ -109,7 +109,7 @@ def _normalize_cam_backward(p_maps, p_grad, p_out, pixels, BLOCK: tl.constexpr):
 
 def _config(pixels: int) -> dict[str, int]:
     """One block for maps up to 64×64; four pixels a thread."""
-    block = min(triton.next_power_of_2(pixels), MAX_BLOCK)
+    block = min(next_power_of_2(pixels), MAX_BLOCK)
     return {"BLOCK": block, "num_warps": max(1, min(8, block // 128))}
 
 

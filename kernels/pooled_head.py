@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._common import accumulation_dtype, check_device, check_labels, check_same, check_tensor
 from ._ops import define_op
-from ._triton import runs_triton, tl, triton
+from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 from .label_cam import addressing, finish_map, label_cam_reference, pixel_offsets
 
 
@@ -97,8 +97,8 @@ def _config(channels: int, pixels: int) -> dict[str, int]:
     Chunks of 128 channels keep the maps to be combined at 1.6 % of x (in bf16), strips of 256 pixels the sums at 1 %,
     and programs enough for a whole chip at ten images.
     """
-    block_p = min(triton.next_power_of_2(max(pixels, 1)), 32)
-    block_c = min(triton.next_power_of_2(max(channels, 1)), 128)
+    block_p = min(next_power_of_2(max(pixels, 1)), 32)
+    block_c = min(next_power_of_2(max(channels, 1)), 128)
     return {"STRIP": 256, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": max(1, block_p * block_c // 512)}
 
 
@@ -114,7 +114,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> 
     images, channels, height, width = x.shape
     pixels = height * width
     config = _config(channels, pixels)
-    strips, chunks = triton.cdiv(pixels, config["STRIP"]), triton.cdiv(channels, config["BLOCK_C"])
+    strips, chunks = cdiv(pixels, config["STRIP"]), cdiv(channels, config["BLOCK_C"])
     fp32: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
     sums, chunk_maps = torch.empty(images, strips, channels, **fp32), torch.empty(images, chunks, pixels, **fp32)
     pooled, maps = torch.empty(images, channels, **fp32), torch.empty(images, height, width, **fp32)
@@ -124,7 +124,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> 
             x, weight, labels, sums, chunk_maps, len(weight), channels, pixels,
             *addressing(x), *weight.stride(), **config,
         )  # fmt: skip
-    blocks = triton.cdiv(channels, _COMBINE_CONFIG["BLOCK"]) + triton.cdiv(pixels, _COMBINE_CONFIG["BLOCK"])
+    blocks = cdiv(channels, _COMBINE_CONFIG["BLOCK"]) + cdiv(pixels, _COMBINE_CONFIG["BLOCK"])
     if images * blocks:
         _pooled_head_combine[(images * blocks,)](
             sums, chunk_maps, None if bias is None else bias.contiguous(), labels, pooled, maps,

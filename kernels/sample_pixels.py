@@ -15,7 +15,7 @@ from torch import Tensor
 from ._common import check_device, check_same, check_tensor
 from ._ops import define_op
 from ._philox import philox
-from ._triton import runs_triton, tl, triton
+from ._triton import next_power_of_2, runs_triton, tl, triton
 
 SeedChoice = Literal["random", "first"]
 
@@ -127,8 +127,8 @@ def _config(pixels: int, k: int) -> dict[str, int]:
 
     A batch of 80 leaves SMs idle, so a program may use all registers: by itself ptxas spills some for occupancy.
     """
-    block = max(16, min(triton.next_power_of_2(pixels), MAX_BLOCK))
-    block_k = max(2, triton.next_power_of_2(min(k, pixels)))
+    block = max(16, min(next_power_of_2(pixels), MAX_BLOCK))
+    block_k = max(2, next_power_of_2(min(k, pixels)))
     return {"BLOCK": block, "BLOCK_K": block_k, "num_warps": max(1, block // 256), "maxnreg": 255}
 
 

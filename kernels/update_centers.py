@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._common import check_device, check_same, check_tensor, within
 from ._ops import define_op
-from ._triton import runs_triton, tl, triton
+from ._triton import next_power_of_2, runs_triton, tl, triton
 
 # A row of means is read this much at a time: 16 values a thread of four warps, the whole row at D 2048.
 MAX_BLOCK = 2048
@@ -86,7 +86,7 @@ def _update_centers(  # type: ignore[no-untyped-def]
 
 def _config(channels: int) -> dict[str, int]:
     """Block size and warps."""
-    return {"BLOCK": min(triton.next_power_of_2(channels), MAX_BLOCK), "num_warps": 4}
+    return {"BLOCK": min(next_power_of_2(channels), MAX_BLOCK), "num_warps": 4}
 
 
 def _launch(
