@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from . import __version__
-from .errors import UserError
+from .errors import UserError, printable
 
-console = Console(soft_wrap=True)
+# No markup: names of files and images are printed, and are text.
+console = Console(soft_wrap=True, markup=False, emoji=False)
 
 
 class Commands(click.Group):
@@ -22,7 +23,7 @@ class Commands(click.Group):
         try:
             return super().invoke(context)
         except UserError as error:
-            click.echo(f"i2c-fast: {error}", err=True)
+            click.echo(printable(f"i2c-fast: {error}"), err=True)
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo("i2c-fast: interrupted", err=True)
@@ -90,21 +91,45 @@ def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: 
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--against", type=click.Path(path_type=Path), help="Also score this checkpoint and compare with it.")
+@click.option(
+    "--threshold-from",
+    type=click.Choice(["train", "val"]),
+    help="Choose thresholds on the boxes of the training images, or of wsolevaluation's val lists beside its test.",
+)
+@click.option("--maps", type=click.Path(path_type=Path), help="Also save raw maps here, as IMAGE_PATH.npy.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Also write the errors to this JSON file.")
-def evaluate(checkpoint: Path, overrides: tuple[str, ...], against: Path | None, output: Path | None) -> None:
+def evaluate(
+    checkpoint: Path,
+    overrides: tuple[str, ...],
+    against: Path | None,
+    threshold_from: str | None,
+    maps: Path | None,
+    output: Path | None,
+) -> None:
     """Score CHECKPOINT (a file, or a run folder's newest) on its validation split, changed by KEY=VALUE."""
     from .environment import environment
-    from .evaluation import PaperProtocol, centered_box_error, paired_differences
+    from .evaluation import PaperProtocol, centered_box_error, paired_differences, require_empty
     from .files import write_json
     from .training import score_checkpoint
 
-    scores = {}
+    if maps:
+        require_empty(maps, "--maps")
+    scores, choosers = {}, {}
     for path in (against, checkpoint):
         if path:
-            scores[str(path)], index = score_checkpoint(path, overrides, console)
-    results: dict[str, Any] = {"errors": {name: found.summary() for name, found in scores.items()}}
+            saved = maps if path == checkpoint else None
+            if threshold_from:
+                split: Any = {"train": "boxed_train", "val": "fullsup"}[threshold_from]
+                choosers[str(path)], _ = score_checkpoint(path, overrides, console, split, maps=saved)
+            scores[str(path)], index = score_checkpoint(path, overrides, console, maps=saved)
+    chosen_on = threshold_from or ""
+    results: dict[str, Any] = {
+        "errors": {name: found.summary(choosers.get(name), chosen_on) for name, found in scores.items()}
+    }
     if against:
-        results["differences"] = paired_differences(scores[str(against)], scores[str(checkpoint)])
+        pair = str(against), str(checkpoint)
+        chosen = (choosers[pair[0]], choosers[pair[1]]) if threshold_from else None
+        results["differences"] = paired_differences(scores[pair[0]], scores[pair[1]], chosen)
     print_scores(results["errors"])
     if scores[str(checkpoint)].boxed.any():
         results["centered_box_gt_known_error"] = centered_box_error(index, PaperProtocol())
@@ -113,6 +138,33 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], against: Path | None,
         print_differences(f"{checkpoint} minus {against}", results["differences"])
     if output:
         write_json(output, {**results, "environment": environment()})
+
+
+@main.command()
+@click.argument("maps", type=click.Path(path_type=Path))
+@click.option("--metadata", required=True, type=click.Path(path_type=Path), help="wsolevaluation's lists, test/ etc.")
+@click.option("--split", type=click.Choice(["test", "val", "train"]), help="[default: test, or val if there is none]")
+@click.option("--protocol", type=click.Choice(["wsolevaluation", "paper"]), default="wsolevaluation", show_default=True)
+@click.option("--resize", is_flag=True, help="Take raw maps of any size, such as 14 x 14, and resize them.")
+@click.option(
+    "--threshold-from",
+    type=click.Choice(["test", "val", "train"]),
+    help="Choose thresholds on this split's maps, the honest way [default: on the scored split, as the field does].",
+)
+@click.option("--predictions", type=click.Path(path_type=Path), help="Lines image_id,class,class… for Top-1, Top-5.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Where the paths of masks start: gives PxAP.")
+@click.option("--threads", type=click.IntRange(min=1), help="That read and judge maps [default: one a processor].")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Also write the errors to this JSON file.")
+def score(maps: Path, metadata: Path, output: Path | None, **options: Any) -> None:
+    """Score saved MAPS of any method: a folder of IMAGE_ID.npy or .npz, or one .npz of all; no images needed."""
+    from .environment import environment
+    from .files import write_json
+    from .score import score_saved_maps
+
+    errors = {str(maps): score_saved_maps(maps, metadata, console, **options)}
+    print_scores(errors)
+    if output:
+        write_json(output, {"errors": errors, "environment": environment()})
 
 
 @main.command()
@@ -187,16 +239,28 @@ def demo(output: Path | None, seed: int, threads: int) -> None:
 
 
 def print_scores(rows: dict[str, dict[str, Any]]) -> None:
-    """Print a table of errors, a row for each named summary."""
+    """Print a table of errors, a row for each named summary, and below it the accuracies that summaries have."""
+    from .evaluation import accuracies
+
     columns = ("cls top-1", "cls top-5", "loc top-1", "loc top-5", "gt-known", "threshold")
     table = Table(Column("error %", overflow="fold"), *columns, box=None)
     for name, summary in rows.items():
-        cells = [f"{summary['cls_top1']:.2f}", f"{summary['cls_top5']:.2f}"]
+        if "pxap" in summary:
+            continue
+        cells = [f"{summary[top]:.2f}" if top in summary else "unknown" for top in ("cls_top1", "cls_top5")]
         for metric in ("loc_top1", "loc_top5", "gt_known"):
-            cells.append(f"{summary[metric]['error']:.2f}" if metric in summary else "no boxes")
+            missing = "unknown" if summary["images_with_boxes"] else "no boxes"
+            cells.append(f"{summary[metric]['error']:.2f}" if metric in summary else missing)
         cells.append(str(summary["gt_known"]["threshold"]) if "gt_known" in summary else "")
         table.add_row(name, *cells)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
+    if any("cls_top1" not in summary for summary in rows.values() if "pxap" not in summary):
+        console.print("unknown: give class predictions with --predictions", highlight=False)
+    for name, summary in rows.items():
+        line = accuracies(summary)
+        if line:
+            console.print(f"{name}: {line}" if len(rows) > 1 else line, highlight=False)
 
 
 def print_centered_box(error: float) -> None:

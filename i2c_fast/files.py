@@ -9,8 +9,11 @@ from typing import Any
 from .errors import UserError
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
+def write_bytes(path: Path, data: bytes | memoryview, flush: bool = True) -> None:
     """Write a file beside its final name, flush it to the disk, then rename it over that name.
+
+    Args:
+        flush: leave it out for many small files that can be made again; it is most of their time.
 
     Raises:
         UserError: the folder or file cannot be written, the disk is full; what was there before stays.
@@ -20,8 +23,9 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):  # it may not even have come to be

@@ -31,6 +31,12 @@ def test_file_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
+def test_unflushed_file_is_whole_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", disk_full)
+    write_bytes(tmp_path / "file", b"data", flush=False)
+    assert names(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"data"
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_failure_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str

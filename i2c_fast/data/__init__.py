@@ -2,7 +2,7 @@
 
 from .images import RESIZE, UnreadableImageError, normalize_images, read_image, resize
 from .index import ImageIndex
-from .layouts import LAYOUTS, read_split, recognize
+from .layouts import LAYOUTS, Split, read_split, recognize
 from .loader import EvalBatch, EvalBatches, TrainBatch, TrainBatches, eval_loader, train_loader
 from .sampler import BatchPlan, ClassPairedSampler
 
@@ -14,6 +14,7 @@ __all__ = [
     "EvalBatch",
     "EvalBatches",
     "ImageIndex",
+    "Split",
     "TrainBatch",
     "TrainBatches",
     "UnreadableImageError",

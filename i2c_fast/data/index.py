@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".
 
 Boxes = NDArray[np.float32]  # [b, 4]
 
-# A part of a path that is empty, "." or "..": it could climb out of the root, or give one image two names.
-_NOT_A_NAME = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
+# A part of a path that is empty, "." or "..": it could climb out of the root, or give one image two names. A zero byte
+# ends a path for the operating system.
+_NOT_A_NAME = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|\0")
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,7 @@ class ImageIndex:
             raise ValueError("paths, labels and boxes must have equal length")
         if self.sizes is not None and self.sizes.shape != (len(self.paths), 2):
             raise ValueError(f"sizes must be [{len(self.paths)}, 2], got {list(self.sizes.shape)}")
-        repeated = first_repeated(self.paths)
-        if repeated is not None:
-            raise UserError(f"{self.root}: image {repeated} is listed twice")
-        for path in self.paths:
-            if _NOT_A_NAME.search(path):
-                raise UserError(
-                    f"{self.root}: image path {path!r} leaves the data root or is not plain; "
-                    "make it relative and inside, without empty parts, '.' and '..'"
-                )
+        check_names(self.paths, self.root)
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
         if len(wrong):
             raise UserError(
@@ -70,6 +63,26 @@ class ImageIndex:
     def file(self, i: int) -> Path:
         """Where the i-th image is stored."""
         return self.root / self.paths[i]
+
+
+def check_names(paths: Collection[str], place: Path | str) -> None:
+    """Refuse paths that are not relative, inside and plain, or that come twice.
+
+    Args:
+        place: where they stand, for the error.
+
+    Raises:
+        UserError: such a path.
+    """
+    repeated = first_repeated(paths)
+    if repeated is not None:
+        raise UserError(f"{place}: image {repeated} is listed twice")
+    for path in paths:
+        if _NOT_A_NAME.search(path):
+            raise UserError(
+                f"{place}: image path {path!r} leaves its root or is not plain; "
+                "make it relative and inside, without empty parts, '.' and '..'"
+            )
 
 
 def first_repeated(names: Iterable[str]) -> str | None:

@@ -3,10 +3,19 @@
 from .baseline import centered_box_error
 from .boxes import Contours, find_contours, intersection_over_union, largest_region_boxes
 from .evaluate import BatchObserver, evaluate
+from .map_writer import require_empty, write_maps
 from .metric import LocalizationMetric
 from .pixels import PixelAveragePrecision, combine_masks
-from .protocols import CONTOUR_IOUS, PaperProtocol, ScoringProtocol, Verdict, WsolEvaluationProtocol
-from .scores import LOCALIZATION_METRICS, Scores, headline, paired_difference, paired_differences
+from .protocols import (
+    CONTOUR_IOUS,
+    PaperProtocol,
+    ScoringProtocol,
+    Verdict,
+    WsolEvaluationProtocol,
+    named_protocol,
+)
+from .score_maps import score_maps, score_masks
+from .scores import LOCALIZATION_METRICS, Scores, accuracies, headline, paired_difference, paired_differences
 
 __all__ = [
     "CONTOUR_IOUS",
@@ -20,6 +29,7 @@ __all__ = [
     "ScoringProtocol",
     "Verdict",
     "WsolEvaluationProtocol",
+    "accuracies",
     "centered_box_error",
     "combine_masks",
     "evaluate",
@@ -27,6 +37,11 @@ __all__ = [
     "headline",
     "intersection_over_union",
     "largest_region_boxes",
+    "named_protocol",
     "paired_difference",
     "paired_differences",
+    "require_empty",
+    "score_maps",
+    "score_masks",
+    "write_maps",
 ]

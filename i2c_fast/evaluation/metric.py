@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,15 @@ from torch import Tensor
 from .protocols import PaperProtocol, ScoringProtocol, Verdict
 from .scores import Scores
 
+# Maps for each thread that may wait to be judged.
+WAITING = 64
+
 
 class LocalizationMetric:
     """All localization and classification errors of a split, from class maps batch by batch.
 
-    Threads judge the maps while the next batch is computed; `compute` waits for them.
+    Threads judge the maps while the next batch is computed; `compute` waits for them. A judged map is forgotten, and
+    `update` waits while too many are not judged.
 
     ::
 
@@ -33,13 +38,16 @@ class LocalizationMetric:
 
     def __init__(self, protocol: ScoringProtocol | None = None, threads: int | None = None) -> None:
         self.protocol: ScoringProtocol = PaperProtocol() if protocol is None else protocol
-        self._pool = ThreadPoolExecutor(threads or os.cpu_count())
+        count = threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(count)
+        # Of 50,000 maps only a few may wait at a time: updates that come faster than verdicts wait instead.
+        self._room = Semaphore(WAITING * count)
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
         self._merged: list[Scores] = []
-        self._ranks: list[NDArray[np.int64]] = []
+        self._ranks: list[NDArray[np.int64] | None] = []
         self._places: list[NDArray[np.int64] | None] = []
         self._boxed: list[bool] = []
         self._verdicts: list[Future[Verdict]] = []
@@ -47,8 +55,8 @@ class LocalizationMetric:
     def update(
         self,
         maps: Tensor,
-        logits: Tensor,
-        labels: Tensor,
+        logits: Tensor | None,
+        labels: Tensor | None,
         boxes: Sequence[NDArray[np.float32] | Tensor],
         sizes: Sequence[Sequence[int]] | Tensor,
         images: Sequence[int] | Tensor | None = None,
@@ -57,7 +65,8 @@ class LocalizationMetric:
 
         Args:
             maps: floating [N, h, w], the raw maps of the labels' classes, not normalized, of any size and device.
-            logits: float [N, Y], or probabilities: only their order counts. labels: integer [N].
+            logits: float [N, Y], or probabilities: only their order counts. labels: integer [N]. None for both, in
+                every update, leaves errors that need predictions out.
             boxes: for each image its true boxes [B, 4] as x0, y0, x1, y1 in its own pixels, inclusive; none is B = 0.
             sizes: [N, 2] width and height of each image, in the pixels that the boxes are in.
             images: [N] places in the split, which let shards be merged in its order; in every update, or in none.
@@ -66,9 +75,11 @@ class LocalizationMetric:
             ValueError: shapes that do not fit together, or a size of no pixels.
         """
         count = len(maps)
-        if maps.ndim != 3 or not maps.numel() or logits.ndim != 2:
-            raise ValueError(f"expected maps [N, h, w] and logits [N, Y], got {[*maps.shape]} and {[*logits.shape]}")
-        lengths = [len(logits), len(labels), len(boxes), len(sizes), count if images is None else len(images)]
+        if maps.ndim != 3 or not maps.numel():
+            raise ValueError(f"expected maps [N, h, w], got {[*maps.shape]}")
+        if (logits is None) != (labels is None) or (logits is not None and logits.ndim != 2):
+            raise ValueError("expected logits [N, Y] with the labels of the maps, or neither")
+        lengths = [count if part is None else len(part) for part in (logits, labels, boxes, sizes, images)]
         if set(lengths) != {count}:
             raise ValueError(f"{count} maps, but logits, labels, boxes, sizes and images are {lengths}")
         pixels = np.asarray(sizes)
@@ -78,11 +89,14 @@ class LocalizationMetric:
         truths = [np.array(truth, np.float32).reshape(-1, 4) for truth in boxes]
         exact = maps.dtype if maps.dtype == torch.float64 else torch.float32
         raws = maps.detach().to("cpu", exact, copy=True).numpy()
-        self._ranks.append(label_ranks(logits, labels))
+        self._ranks.append(None if logits is None or labels is None else label_ranks(logits, labels))
         self._places.append(None if images is None else np.asarray(images, np.int64))
         self._boxed += [len(truth) > 0 for truth in truths]
         for raw, (width, height), truth in zip(raws, pixels.tolist(), truths, strict=True):
-            self._verdicts.append(self._pool.submit(self.protocol.verdict, raw, width, height, truth))
+            self._room.acquire()
+            verdict = self._pool.submit(self.protocol.verdict, raw, width, height, truth)
+            verdict.add_done_callback(lambda _: self._room.release())
+            self._verdicts.append(verdict)
 
     def scores(self) -> Scores:
         """Verdicts on all images so far, merged ones included.
@@ -107,12 +121,14 @@ class LocalizationMetric:
         verdicts = [verdict.result() for verdict in self._verdicts]
         contours = [verdict.contours for verdict in verdicts if verdict.contours is not None]
         places = [place for place in self._places if place is not None]
-        if len(places) not in (0, len(self._places)):
-            raise ValueError("give `images` in every update, or in none")
+        ranks = [rank for rank in self._ranks if rank is not None]
+        for name, given in (("images", places), ("logits", ranks)):
+            if len(given) not in (0, len(self._places)):
+                raise ValueError(f"give `{name}` in every update, or in none")
         return Scores(
             self.protocol.name,
             self.protocol.thresholds,
-            np.concatenate(self._ranks),
+            np.concatenate(ranks) if ranks else None,
             np.array(self._boxed),
             np.stack([verdict.box for verdict in verdicts]),
             np.stack(contours) if contours else None,

@@ -34,6 +34,10 @@ class ScoringProtocol(Protocol):
         """The grid of grey levels, [T]."""
         ...
 
+    def map_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that a raw map of an image of the given size is resized to."""
+        ...
+
     def verdict(self, raw: NDArray[np.floating], width: int, height: int, truth: NDArray[np.float32]) -> Verdict:
         """Judge a raw map [h, w] of an image of the given size by its true boxes [B, 4]; without any, all is wrong."""
         ...
@@ -60,6 +64,10 @@ class PaperProtocol:
     def thresholds(self) -> NDArray[np.int64]:
         """The grid of grey levels, [T]."""
         return np.arange(0, 255, self.threshold_step)
+
+    def map_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that a raw map of an image of the given size is resized to: the image's."""
+        return width, height
 
     def grey(self, raw: NDArray[np.floating], width: int, height: int) -> Grey:
         """Raw map [h, w] → uint8 [height, width] (steps 1 and 2)."""
@@ -134,6 +142,10 @@ class WsolEvaluationProtocol:
         """Verdicts [..., T] on the grid → at each of `fractions`."""
         return verdicts[..., np.searchsorted(self.thresholds, self._levels)]
 
+    def map_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that a raw map of an image of any size is resized to."""
+        return self.side, self.side
+
     def normalize(self, raw: NDArray[np.floating]) -> NDArray[np.float64]:
         """Raw map [h, w] → float64 [224, 224] from 0 to 1 (step 1)."""
         resized = cv2.resize(raw.astype(np.float64), (self.side, self.side), interpolation=cv2.INTER_CUBIC)
@@ -174,3 +186,8 @@ class WsolEvaluationProtocol:
         enlarged = np.minimum(boxes + np.array([0, 0, 1, 1], np.int32), self.side - 1)
         enlarged[boxes[:, 2] < 0] = 0
         return enlarged
+
+
+def named_protocol(name: str, threshold_step: int = 1) -> ScoringProtocol:
+    """The protocol ``paper``, with that step between its thresholds, or ``wsolevaluation``."""
+    return WsolEvaluationProtocol() if name == WsolEvaluationProtocol.name else PaperProtocol(threshold_step)

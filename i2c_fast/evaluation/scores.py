@@ -23,7 +23,7 @@ class Scores:
 
     protocol: str
     thresholds: NDArray[np.int64]  # [T] grey levels
-    ranks: NDArray[np.int64]  # [n] place of the label among the predictions, 0 = first
+    ranks: NDArray[np.int64] | None  # [n] place of the label among the predictions, 0 = first; None: not known
     boxed: NDArray[np.bool_]  # [n] images with a true box
     hits: NDArray[np.bool_]  # [n, T] box from the label's map right; False without a true box
     contour_hits: NDArray[np.bool_] | None = None  # [n, 3, T] any contour's box right at CONTOUR_IOUS, if judged
@@ -37,14 +37,16 @@ class Scores:
         where no shard knows the places, shards follow each other.
 
         Raises:
-            ValueError: shards of different protocols or thresholds, some with places and some without, or an image in
-                more than one.
+            ValueError: shards of different protocols or thresholds, some with places or ranks and some without, or an
+                image in more than one.
         """
         first = shards[0]
         for shard in shards[1:]:
             first._check_comparable(shard)
             if (shard.images is None) != (first.images is None):
                 raise ValueError("some shards know the places of their images, others do not")
+            if (shard.ranks is None) != (first.ranks is None):
+                raise ValueError("some shards know the ranks of their labels, others do not")
         images = None
         order: NDArray[np.intp] | slice = slice(None)
         if first.images is not None:
@@ -54,26 +56,42 @@ class Scores:
             repeated = images[1:][images[1:] == images[:-1]]
             if len(repeated):
                 raise ValueError(f"image {repeated[0]} was scored more than once; shards must not overlap")
+        ranks = [shard.ranks for shard in shards if shard.ranks is not None]
         contour_hits = [shard.contour_hits for shard in shards if shard.contour_hits is not None]
         return Scores(
             first.protocol,
             first.thresholds,
-            np.concatenate([shard.ranks for shard in shards])[order],
+            np.concatenate(ranks)[order] if ranks else None,
             np.concatenate([shard.boxed for shard in shards])[order],
             np.concatenate([shard.hits for shard in shards])[order],
             np.concatenate(contour_hits)[order] if contour_hits else None,
             images,
         )
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The localization metrics that can be given: without ranks those that need no predictions."""
+        return tuple(metric for metric, top in LOCALIZATION_METRICS.items() if top == 0 or self.ranks is not None)
+
+    def recognized(self, top: int) -> NDArray[np.bool_]:
+        """Whether each image's label is among its first `top` predictions, [n].
+
+        Raises:
+            ValueError: the ranks are not known.
+        """
+        if self.ranks is None:
+            raise ValueError("these scores know no predictions, only boxes")
+        return self.ranks < top
+
     def classification_error(self, top: int) -> float:
         """Share of images, in per cent, whose label is not among the first `top` predictions."""
-        return 100 * float((self.ranks >= top).mean())
+        return 100 * float((~self.recognized(top)).mean())
 
     def right(self, metric: str) -> NDArray[np.bool_]:
         """Verdicts [m, T] of a localization metric on the images with a true box."""
         top = LOCALIZATION_METRICS[metric]
         hits = self.hits[self.boxed]
-        return hits if top == 0 else hits & (self.ranks[self.boxed] < top)[:, None]
+        return hits if top == 0 else hits & self.recognized(top)[self.boxed, None]
 
     def localization_errors(self, metric: str) -> NDArray[np.float64]:
         """Error in per cent at each threshold, [T]."""
@@ -91,41 +109,47 @@ class Scores:
         judged = self.contour_hits[self.boxed]
         return 100 * judged.sum(0) / len(judged)
 
-    def best_threshold(self, metric: str) -> int:
-        """The grey level that serves this split best (of equals the middle one, which is the most robust)."""
-        return int(self.thresholds[_best(-self.localization_errors(metric))])
+    def best_place(self, metric: str) -> int:
+        """Where in `thresholds` the one is that serves this split best; of equals the middle one, the most robust."""
+        return _best(-self.localization_errors(metric))
 
-    def summary(self, thresholds_from: "Scores | None" = None) -> dict[str, Any]:
+    def best_threshold(self, metric: str) -> int:
+        """The grey level at `best_place`."""
+        return int(self.thresholds[self.best_place(metric)])
+
+    def summary(self, thresholds_from: "Scores | None" = None, chosen_on: str = "another split") -> dict[str, Any]:
         """All errors in per cent, ready for JSON.
 
-        Each localization metric is given at its own best threshold and at Gt-known's. The protocol wsolevaluation adds
+        Each localization metric is given at its own best threshold and at Gt-known's; without ranks Gt-known is the
+        only one, and there are no classification errors. The protocol wsolevaluation adds
         its MaxBoxAcc, and MaxBoxAccV2 with the accuracy at each IoU's own best threshold; these are accuracies.
 
         Args:
             thresholds_from: scores of another split, by the same protocol, whose best thresholds are taken: the honest
                 figures. Without, thresholds are chosen on this very split, as the field reports it.
+            chosen_on: name of that other split.
 
         Raises:
-            ValueError: `thresholds_from` are of another protocol or grid, or have no boxes to choose by.
+            ValueError: `thresholds_from` are of another protocol or grid, or have no boxes or ranks to choose by.
         """
         chooser = self if thresholds_from is None else thresholds_from
         self._check_comparable(chooser)
         result: dict[str, Any] = {
             "protocol": self.protocol,
-            "images": len(self.ranks),
+            "images": len(self.boxed),
             "images_with_boxes": int(self.boxed.sum()),
-            "cls_top1": self.classification_error(1),
-            "cls_top5": self.classification_error(5),
         }
+        if self.ranks is not None:
+            result |= {f"cls_top{top}": self.classification_error(top) for top in (1, 5)}
         if not self.boxed.any():
             return result
         if not chooser.boxed.any():
             raise ValueError("the split to choose thresholds on has no boxes")
         if thresholds_from is not None:
-            result["thresholds_chosen_on"] = "another split"
-        common = _best(-chooser.localization_errors("gt_known"))
-        for metric in LOCALIZATION_METRICS:
-            errors, own = self.localization_errors(metric), _best(-chooser.localization_errors(metric))
+            result["thresholds_chosen_on"] = chosen_on
+        common = chooser.best_place("gt_known")
+        for metric in self.metrics:
+            errors, own = self.localization_errors(metric), chooser.best_place(metric)
             result[metric] = {
                 "error": float(errors[own]),
                 "threshold": int(self.thresholds[own]),
@@ -157,7 +181,9 @@ def _best(accuracies: NDArray[np.float64]) -> int:
 
 def headline(summary: dict[str, Any]) -> str:
     """The main errors of a `Scores.summary` on one line."""
-    parts = [f"cls top-1 {summary['cls_top1']:.2f}", f"top-5 {summary['cls_top5']:.2f}"]
+    parts = []
+    if "cls_top1" in summary:
+        parts += [f"cls top-1 {summary['cls_top1']:.2f}", f"top-5 {summary['cls_top5']:.2f}"]
     for metric, name in (("loc_top1", "loc top-1"), ("loc_top5", "top-5"), ("gt_known", "gt-known")):
         if metric in summary:
             parts.append(f"{name} {summary[metric]['error']:.2f}")
@@ -167,21 +193,46 @@ def headline(summary: dict[str, Any]) -> str:
     return line
 
 
+def accuracies(summary: dict[str, Any]) -> str:
+    """The standard evaluator's figures in a summary, and where thresholds are from, on one line that may be empty."""
+    parts = []
+    if "max_box_acc" in summary:
+        v2 = summary["max_box_acc_v2"]
+        at = ", ".join(f"{v2[f'iou_{100 * iou:.0f}']['accuracy']:.2f} at IoU {iou}" for iou in CONTOUR_IOUS)
+        parts += [f"MaxBoxAcc {summary['max_box_acc']:.2f}", f"MaxBoxAccV2 {v2['accuracy']:.2f} ({at})"]
+    if "pxap" in summary:
+        parts.append(f"PxAP {summary['pxap']:.2f}")
+    line = "accuracy %: " + "  ".join(parts) if parts else ""
+    chosen = f"thresholds chosen on {summary['thresholds_chosen_on']}" if "thresholds_chosen_on" in summary else ""
+    return "; ".join(part for part in (line, chosen) if part)
+
+
 def paired_difference(
-    first: Scores, second: Scores, metric: str, resamples: int = 2000, seed: int = 0
+    first: Scores,
+    second: Scores,
+    metric: str,
+    resamples: int = 2000,
+    seed: int = 0,
+    choosers: tuple[Scores, Scores] | None = None,
 ) -> dict[str, Any]:
     """Error of `second` minus error of `first` in per cent, with its 95 % interval.
 
     Both must have scored the same images. The interval is a percentile bootstrap over images; each resample chooses
     each side's best threshold anew, as the reported errors do. ``metric`` is a localization metric or ``cls_top1``.
 
+    Args:
+        choosers: scores of the two on another split, whose best thresholds are taken throughout.
+
     Returns:
         ``difference`` and ``interval_95`` (its two ends).
     """
     if metric == "cls_top1":
-        right = [(scores.ranks < 1)[:, None] for scores in (first, second)]
+        right = [scores.recognized(1)[:, None] for scores in (first, second)]
     else:
         right = [scores.right(metric) for scores in (first, second)]
+        if choosers is not None:
+            places = [chooser.best_place(metric) for chooser in choosers]
+            right = [verdicts[:, [place]] for verdicts, place in zip(right, places, strict=True)]
     count = len(right[0])
     if count != len(right[1]) or not count:
         raise ValueError(f"scores of {count} and {len(right[1])} images cannot be paired")
@@ -196,7 +247,11 @@ def paired_difference(
     return {"difference": float(difference), "interval_95": [float(low), float(high)]}
 
 
-def paired_differences(first: Scores, second: Scores) -> dict[str, dict[str, Any]]:
-    """`paired_difference` of Top-1 classification and, where there are boxes, of Top-1 and Gt-known localization."""
-    metrics = ("cls_top1", "loc_top1", "gt_known") if first.boxed.any() else ("cls_top1",)
-    return {metric: paired_difference(first, second, metric) for metric in metrics}
+def paired_differences(
+    first: Scores, second: Scores, choosers: tuple[Scores, Scores] | None = None
+) -> dict[str, dict[str, Any]]:
+    """`paired_difference` of Top-1 classification, Top-1 and Gt-known localization, where there are ranks and boxes."""
+    ranked, boxed = first.ranks is not None and second.ranks is not None, first.boxed.any()
+    needs = {"cls_top1": ranked, "loc_top1": ranked and boxed, "gt_known": boxed}
+    chosen = [metric for metric, given in needs.items() if given]
+    return {metric: paired_difference(first, second, metric, choosers=choosers) for metric in chosen}

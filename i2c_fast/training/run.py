@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from torch import Tensor
 
 from ..config import Config, DataConfig, as_toml, build_config, differences
-from ..data import ImageIndex, read_split, recognize
+from ..data import ImageIndex, Split, read_split, recognize
 from ..environment import environment
 from ..errors import UserError
-from ..evaluation import BatchObserver, Scores
+from ..evaluation import BatchObserver, Scores, write_maps
 from ..files import write_bytes, write_json
 from ..models import Localizer, build_localizer, load_imagenet_weights
 from ..runtime import open_runtime, seed_all
@@ -98,7 +99,7 @@ def build_trainer(config: Config, run: Path, console: Console, state: dict[str, 
     return trainer
 
 
-def open_split(data: DataConfig, split: Literal["train", "val"]) -> ImageIndex:
+def open_split(data: DataConfig, split: Split) -> ImageIndex:
     """Index a split as the configuration describes it."""
     return read_split(
         data.root, split, data.layout, metadata=data.metadata, devkit=data.devkit, blacklist=data.blacklist
@@ -109,19 +110,23 @@ def score_checkpoint(
     checkpoint: Path,
     overrides: Iterable[str],
     console: Console,
-    split: Literal["train", "val"] = "val",
+    split: Split = "val",
     observe: BatchObserver = lambda images, maps, scores: None,
+    maps: Path | None = None,
 ) -> tuple[Scores, ImageIndex]:
     """Score a checkpoint on a split of the data its own configuration, changed by ``key=value``, names.
 
     Args:
+        split: see `read_split`.
         observe: sees what was computed of each batch.
+        maps: folder to save each image's raw map in, see `write_maps`.
 
     Returns:
         The scores, and the split.
 
     Raises:
-        UserError: a checkpoint, data set or override that does not fit.
+        UserError: a checkpoint, data set or override that does not fit, or a split to choose thresholds by that has no
+            boxes.
     """
     state = load_checkpoint(checkpoint)
     config = build_config(state["config"], "the checkpoint", overrides)
@@ -129,7 +134,15 @@ def score_checkpoint(
     index = open_split(config.data, split)
     _check_backbone(state, config)
     _check_classes(state, index)
-    return score_split(runtime.place(restore_model(state)), index, runtime, config, console, observe), index
+    if split == "boxed_train" and not any(map(len, index.boxes)):
+        raise UserError(f"the training images of {index.root} have no boxes to choose thresholds by, in its layout")
+
+    def watch(images: Tensor, raws: Tensor, scores: Tensor) -> None:
+        observe(images, raws, scores)
+        if maps is not None:
+            write_maps(maps, index, images, raws)
+
+    return score_split(runtime.place(restore_model(state)), index, runtime, config, console, watch), index
 
 
 def _check_same_run(config: Config, state: dict[str, Any]) -> None:

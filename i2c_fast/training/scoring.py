@@ -3,9 +3,9 @@
 from rich.console import Console
 from torch import Tensor
 
-from ..config import Config, EvalConfig
+from ..config import Config
 from ..data import ImageIndex
-from ..evaluation import BatchObserver, PaperProtocol, Scores, ScoringProtocol, WsolEvaluationProtocol, evaluate
+from ..evaluation import BatchObserver, Scores, evaluate, named_protocol
 from ..models import Localizer
 from ..runtime import Runtime
 from .logs import Meter
@@ -30,14 +30,10 @@ def score_split(
             model,
             index,
             runtime,
-            _protocol(config.eval),
+            named_protocol(config.eval.protocol, config.eval.threshold_step),
             image_size=config.data.image_size,
             batch_size=config.eval.batch,
             workers=config.data.workers,
             ten_crop=config.eval.ten_crop,
             observe=advance,
         )
-
-
-def _protocol(config: EvalConfig) -> ScoringProtocol:
-    return WsolEvaluationProtocol() if config.protocol == "wsolevaluation" else PaperProtocol(config.threshold_step)

@@ -1,5 +1,6 @@
 """The metric for other people's loops: batch by batch, shard by shard, the same scores."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from i2c_fast.evaluation import (
     Verdict,
     WsolEvaluationProtocol,
 )
+from i2c_fast.evaluation.metric import WAITING
 
 from .maps import cam
 
@@ -162,6 +164,8 @@ def test_maps_may_be_of_any_precision_and_need_gradients(dtype: torch.dtype) -> 
         ("maps", torch.rand(COUNT - 1, 14, 14)),
         ("logits", torch.rand(COUNT - 1, CLASSES)),
         ("logits", torch.rand(COUNT)),
+        ("logits", None),
+        ("labels", None),
         ("labels", torch.zeros(1, dtype=int)),
         ("boxes", [np.zeros((1, 4))]),
         ("sizes", [[1, 1]]),
@@ -172,7 +176,7 @@ def test_maps_may_be_of_any_precision_and_need_gradients(dtype: torch.dtype) -> 
 )
 def test_shapes_that_do_not_fit_are_refused_and_leave_nothing_behind(name: str, value: Any) -> None:
     metric = fresh()
-    with pytest.raises(ValueError, match=r"maps|sizes"):
+    with pytest.raises(ValueError, match=r"maps|sizes|logits"):
         metric.update(**{**data(), name: value})
     with pytest.raises(ValueError, match="no images"):
         metric.compute()
@@ -187,6 +191,39 @@ def test_places_in_some_updates_only_are_an_error() -> None:
 def test_an_image_that_came_twice_is_an_error() -> None:
     with pytest.raises(ValueError, match="image 3 was scored more than once"):
         update(update(fresh(), [3, 4]), [5, 3]).compute()
+
+
+def test_without_logits_only_figures_of_boxes_are_given() -> None:
+    metric, whole = fresh(), update(fresh(), list(range(COUNT))).scores()
+    metric.update(**{**data(), "logits": None, "labels": None})
+    found = metric.scores()
+    assert found.ranks is None
+    np.testing.assert_array_equal(found.hits, whole.hits)
+    assert metric.compute()["gt_known"] == whole.summary()["gt_known"]
+
+
+def test_logits_in_some_updates_only_are_an_error() -> None:
+    metric = update(fresh(), [0])
+    metric.update(**{**data(), "logits": None, "labels": None}, images=torch.arange(1, 1 + COUNT))
+    with pytest.raises(ValueError, match="`logits` in every update"):
+        metric.compute()
+
+
+def test_updates_wait_while_too_many_maps_are_not_judged() -> None:
+    class Held(PaperProtocol):
+        def verdict(self, *_: Any) -> Verdict:
+            go.wait(10)
+            return Verdict(np.zeros(255, np.bool_))
+
+    go, metric = threading.Event(), LocalizationMetric(Held(), threads=1)
+    updates = threading.Thread(target=lambda: [metric.update(**data()) for _ in range(20)])
+    updates.start()
+    updates.join(0.3)
+    waits, taken = updates.is_alive(), len(metric._verdicts)
+    go.set()
+    updates.join(10)
+    assert waits and taken == WAITING
+    assert metric.compute()["images"] == 20 * COUNT
 
 
 def test_failure_in_a_thread_is_raised_by_compute() -> None:

@@ -1,11 +1,12 @@
 """Errors that follow from verdicts, by hand, and paired differences."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from i2c_fast.evaluation import LOCALIZATION_METRICS, Scores, paired_difference
+from i2c_fast.evaluation import LOCALIZATION_METRICS, Scores, headline, paired_difference, paired_differences
 
 THRESHOLDS = [0, 50, 100, 150]
 
@@ -97,6 +98,45 @@ def test_summary_by_hand() -> None:
         "loc_top1": {"error": 50, "threshold": 50, "error_at_gt_known_threshold": 50},
         "loc_top5": {"error": 25, "threshold": 50, "error_at_gt_known_threshold": 25},
     }
+
+
+def unranked(found: Scores) -> Scores:
+    return replace(found, ranks=None)
+
+
+def test_without_ranks_only_gt_known_is_given() -> None:
+    whole, found = hand_made().summary(), unranked(hand_made()).summary()
+    assert found == {name: whole[name] for name in ("protocol", "images", "images_with_boxes", "gt_known")}
+    assert headline(found) == "error %: gt-known 25.00"
+    for call in (
+        lambda: unranked(hand_made()).classification_error(1),
+        lambda: unranked(hand_made()).right("loc_top1"),
+    ):
+        with pytest.raises(ValueError, match="know no predictions"):
+            call()
+
+
+def test_without_ranks_differences_are_of_gt_known_alone() -> None:
+    first, second = random_scores(0, 0.5), random_scores(1, 0.7)
+    whole = paired_differences(first, second)
+    assert set(whole) == {"cls_top1", "loc_top1", "gt_known"}
+    assert paired_differences(unranked(first), second) == {"gt_known": whole["gt_known"]}
+
+
+def test_shards_with_and_without_ranks_do_not_mix() -> None:
+    merged = Scores.merge([unranked(hand_made()), unranked(hand_made())])
+    assert merged.ranks is None and len(merged.hits) == 10
+    with pytest.raises(ValueError, match="know the ranks of their labels, others do not"):
+        Scores.merge([hand_made(), unranked(hand_made())])
+
+
+def test_differences_at_thresholds_of_another_split() -> None:
+    first, second = scores([[1, 0], [1, 0]], [0, 0]), scores([[0, 1], [0, 1]], [0, 0])
+    assert paired_difference(first, second, "gt_known")["difference"] == 0
+    choosers = scores([[0, 1]], [0]), scores([[0, 1]], [0])
+    found = paired_difference(first, second, "gt_known", choosers=choosers)
+    assert found == {"difference": -100, "interval_95": [-100, -100]}
+    assert paired_differences(first, second, choosers)["gt_known"] == found
 
 
 def test_each_metric_has_its_own_best_threshold_and_gt_knowns() -> None:

@@ -10,6 +10,8 @@ from . import cub, folders, ilsvrc, wsolevaluation
 from .blacklist import without
 from .source import Layout, Source
 
+Split = Literal["train", "val", "boxed_train", "fullsup"]
+
 # In the order in which they are tried: class folders fit almost everything.
 LAYOUTS: dict[str, Layout] = {
     "wsolevaluation": wsolevaluation,
@@ -39,7 +41,7 @@ def recognize(root: str | Path, metadata: str | Path = "") -> str:
 
 def read_split(
     root: str | Path,
-    split: Literal["train", "val"],
+    split: Split,
     layout: str = "auto",
     *,
     metadata: str | Path = "",
@@ -50,14 +52,16 @@ def read_split(
 
     Args:
         root: the data set's folder.
-        split: ``train`` (labels only) or ``val`` (labels, and boxes where they are known).
+        split: ``train`` (labels only) or ``val`` (labels, and boxes where they are known), or one to choose thresholds
+            by, never to train on: ``boxed_train``, which has boxes where layout and files know them, and ``fullsup``,
+            wsolevaluation's own ``val`` lists beside the ``test`` lists that are our ``val``.
         layout: a name in `LAYOUTS`, or ``auto`` to recognize it.
         metadata: folder of wsolevaluation's lists, for that layout.
         devkit: ILSVRC's devkit or its ``map_clsloc.txt``, for such lists that number classes by devkit id − 1.
         blacklist: file of image paths to leave out.
 
     Raises:
-        UserError: nothing there, or files that do not fit the layout.
+        UserError: nothing there, files that do not fit the layout, or a split it does not have.
     """
     source = _source(root, metadata, devkit)
     name = recognize(root, metadata) if layout == "auto" else layout
@@ -68,7 +72,16 @@ def read_split(
     for option, given in (("metadata", metadata), ("devkit", devkit)):
         if given and name != "wsolevaluation":
             raise UserError(f"data.{option} is for data.layout=wsolevaluation, this is {name}; leave one of them out")
-    index = LAYOUTS[name].read_train(source) if split == "train" else LAYOUTS[name].read_val(source)
+    if split == "fullsup" and name != "wsolevaluation":
+        raise UserError(
+            f"val is the split that is scored in the {name} layout; data.layout=wsolevaluation may have test beside val"
+        )
+    if split == "fullsup":
+        index = wsolevaluation.read_fullsup(source)
+    elif split == "val":
+        index = LAYOUTS[name].read_val(source)
+    else:
+        index = LAYOUTS[name].read_train(source, boxes=split == "boxed_train")
     return without(index, _path(blacklist)) if blacklist else index
 
 

@@ -27,14 +27,14 @@ def recognizes(source: Source) -> bool:
     return all((_folder(source.root) / name).is_file() for name in (IMAGES, SPLIT))
 
 
-def read_train(source: Source) -> ImageIndex:
+def read_train(source: Source, boxes: bool = False) -> ImageIndex:
     """Index the images that ``train_test_split.txt`` marks 1."""
-    return _read(_folder(source.root), "1")
+    return _read(_folder(source.root), "1", boxes)
 
 
 def read_val(source: Source) -> ImageIndex:
     """Index the images that ``train_test_split.txt`` marks 0, with their boxes."""
-    return _read(_folder(source.root), "0")
+    return _read(_folder(source.root), "0", True)
 
 
 def _folder(root: Path) -> Path:
@@ -42,7 +42,7 @@ def _folder(root: Path) -> Path:
     return inside if (inside / IMAGES).is_file() else root
 
 
-def _read(folder: Path, mark: str) -> ImageIndex:
+def _read(folder: Path, mark: str, with_boxes: bool) -> ImageIndex:
     classes = _classes(folder / CLASSES)
     names = read_table(folder / IMAGES, "id path", _pair)
     marks = read_table(folder / SPLIT, "id 0 (test) or id 1 (train)", _mark)
@@ -50,7 +50,7 @@ def _read(folder: Path, mark: str) -> ImageIndex:
     if not ids:
         raise UserError(f"{folder / SPLIT} marks no image {mark}, so one of its two splits is empty")
     labels = _labels(folder / LABELS, len(classes))
-    boxes = read_boxes(folder / BOXES, "id x y width height", _box, {}) if mark == "0" else None
+    boxes = read_boxes(folder / BOXES, "id x y width height", _box, {}) if with_boxes else None
     index = ImageIndex(
         folder,
         classes,

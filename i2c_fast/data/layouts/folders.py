@@ -5,6 +5,8 @@ relative to the data root, a header line is allowed.
 """
 
 import csv
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,10 @@ def recognizes(source: Source) -> bool:
     return train.is_dir() and bool(folders_in(train))
 
 
-def read_train(source: Source) -> ImageIndex:
+def read_train(source: Source, boxes: bool = False) -> ImageIndex:
     """Index ``train/<class>/*``; labels are the places of the sorted class names."""
-    return training_index(source.root, source.root / "train")
+    index = training_index(source.root, source.root / "train")
+    return replace(index, boxes=_boxes(source.root, index.paths)) if boxes else index
 
 
 def read_val(source: Source) -> ImageIndex:
@@ -40,9 +43,13 @@ def read_val(source: Source) -> ImageIndex:
     if unknown:
         raise UserError(f"{folder / unknown[0]}: class {unknown[0]} has no folder under {root / 'train'}")
     paths, labels = images_by_class(root, folder, classes)
+    return ImageIndex(root, classes, paths, labels, _boxes(root, paths))
+
+
+def _boxes(root: Path, paths: Sequence[str]) -> tuple[Boxes, ...]:
     boxes = read_boxes_csv(root)
     empty = np.zeros((0, 4), np.float32)
-    return ImageIndex(root, classes, paths, labels, tuple(boxes.get(path, empty) for path in paths))
+    return tuple(boxes.get(path, empty) for path in paths)
 
 
 def read_boxes_csv(root: Path) -> dict[str, Boxes]:

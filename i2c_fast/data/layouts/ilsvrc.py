@@ -26,8 +26,8 @@ def recognizes(source: Source) -> bool:
     return _find(source.root) is not None
 
 
-def read_train(source: Source) -> ImageIndex:
-    """Index ``train/<wnid>/*``."""
+def read_train(source: Source, boxes: bool = False) -> ImageIndex:
+    """Index ``train/<wnid>/*``; its annotations, which only some of the images have, are not read."""
     base, images, _ = _found(source.root)
     return training_index(base, base / images / "train")
 

@@ -26,8 +26,8 @@ class Layout(Protocol):
     def recognizes(self, source: Source) -> bool:
         """Whether the source looks like this layout."""
 
-    def read_train(self, source: Source) -> ImageIndex:
-        """Index of the training images; they have no boxes, whatever the files know."""
+    def read_train(self, source: Source, boxes: bool = False) -> ImageIndex:
+        """Index of the training images; they have no boxes, whatever the files know, unless asked for."""
 
     def read_val(self, source: Source) -> ImageIndex:
         """Index of the validation images, with boxes where they are known."""

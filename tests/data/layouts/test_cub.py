@@ -122,7 +122,7 @@ def test_box_left_of_its_image(root: Path) -> None:
 
 def test_path_that_climbs_out(root: Path) -> None:
     edit(root / "images.txt", "3 n02979186/", "3 ../../")
-    mistake(root, "leaves the data root")
+    mistake(root, "leaves its root")
 
 
 def test_images_that_are_all_elsewhere(root: Path) -> None:

@@ -187,3 +187,23 @@ def test_missing_validation_folder(write: Writer, tmp_path: Path) -> None:
     val = next(tmp_path.rglob("train")).with_name("val")
     val.rename(tmp_path / "elsewhere")
     mistake(f"{val} does not exist", **options)
+
+
+def test_training_boxes_are_given_where_asked_for_and_known(tmp_path: Path) -> None:
+    known = small_set.cub(tmp_path / "cub")
+    assert all(boxes.tolist() == [[0, 0, 5, 5]] for boxes in read_split(split="boxed_train", **known).boxes)
+    assert not any(map(len, read_split(split="train", **known).boxes))
+    in_folders = small_set.folders(tmp_path / "folders")
+    item = TRAIN[3]
+    with (in_folders["root"] / "boxes.csv").open("a") as file:
+        file.write(f"\ntrain/{item.wnid}/{item.name},1,2,3,4")
+    index = read_split(split="boxed_train", **in_folders)
+    assert [boxes.tolist() for boxes in index.boxes if len(boxes)] == [[[1, 2, 3, 4]]]
+    assert index.paths[3].endswith(item.name) and len(index.boxes[3])
+    unknown = small_set.ilsvrc(tmp_path / "ilsvrc")
+    assert not any(map(len, read_split(split="boxed_train", **unknown).boxes))
+
+
+def test_third_split_is_for_one_layout(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="val is the split that is scored in the folders layout"):
+        read_split(split="fullsup", **small_set.folders(tmp_path))

@@ -102,6 +102,25 @@ def test_training_boxes_are_passed_over(options: Options) -> None:
     assert sum(map(len, read_split(split="train", **options).boxes)) == 0
 
 
+def test_training_boxes_are_read_where_thresholds_are_chosen_by_them(options: Options) -> None:
+    lists = options["metadata"] / "train"
+    paths = (lists / "image_ids.txt").read_text().splitlines()
+    write_lines(lists / "localization.txt", [f"{path},1,1,2,{i + 2}" for i, path in enumerate(paths)])
+    index = read_split(split="boxed_train", **options)
+    assert [boxes.tolist() for boxes in index.boxes] == [[[1, 1, 2, i + 2]] for i in range(len(paths))]
+    assert index.paths == read_split(split="train", **options).paths
+
+
+def test_val_lists_beside_test_ones_are_the_fullsup_split(options: Options) -> None:
+    mistake("holds no val lists beside test lists", options, "fullsup")
+    path = "train/n01440764/n01440764_1.JPEG"
+    for name, line in {"image_ids": path, "class_labels": f"{path},0", "localization": f"{path},1,1,2,2"}.items():
+        write_lines(options["metadata"] / f"val/{name}.txt", [line])
+    index = read_split(split="fullsup", **options)
+    assert index.paths == (path,) and index.boxes[0].tolist() == [[1, 1, 2, 2]]
+    assert index.classes == read_split(split="val", **options).classes
+
+
 def test_listed_images_may_be_fewer_than_the_labelled(options: Options) -> None:
     write_lines(options["metadata"] / "test/image_ids.txt", [FIRST])
     assert read_split(split="val", **options).paths == (FIRST,)
@@ -191,7 +210,7 @@ def test_box_outside_its_image(options: Options) -> None:
 def test_path_that_climbs_out_or_has_two_spellings(options: Options, path: str) -> None:
     write_lines(options["metadata"] / "train/image_ids.txt", [path])
     write_lines(options["metadata"] / "train/class_labels.txt", [f"{path},0"])
-    mistake("image path .* leaves the data root or is not plain", options, "train")
+    mistake("image path .* leaves its root or is not plain", options, "train")
 
 
 def test_root_where_none_of_the_images_is(options: Options, tmp_path: Path) -> None:

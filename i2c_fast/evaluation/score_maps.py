@@ -1,0 +1,177 @@
+"""Scores of saved maps, of any method: wsolevaluation's lists say what is right, and no image is needed."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import torch
+
+from ..data import UnreadableImageError, read_image
+from ..data.layouts.annotations import look_up
+from ..data.layouts.wsolevaluation_lists import (
+    OBJECTS,
+    SIZES,
+    MaskPaths,
+    find_metadata,
+    read_ids,
+    read_masks,
+    read_objects,
+    read_sizes,
+)
+from ..errors import UserError
+from .pixels import Mask, PixelAveragePrecision, combine_masks
+from .predictions import read_ranks
+from .protocols import ScoringProtocol, Verdict, WsolEvaluationProtocol
+from .saved_maps import MAX_PIXELS, open_maps, require_maps
+from .scores import Scores
+
+SPLITS = ("test", "val", "train")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def score_maps(
+    maps: Path,
+    metadata: Path,
+    split: str | None = None,
+    protocol: ScoringProtocol | None = None,
+    *,
+    resize: bool = False,
+    predictions: Path | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> Scores:
+    """Score saved maps of the labels' classes by the boxes of a split.
+
+    Maps are min–max normalized, as the protocols have it; one with a NaN or infinity is an error here, since a method
+    that saved it is not one that draws no box.
+
+    Args:
+        maps: a folder or one ``.npz``, see `open_maps`; maps of other images are passed over.
+        metadata: wsolevaluation's, a folder of split folders, or one that holds a single such folder.
+        split: ``test``, ``val`` or ``train``; by default ``test``, or ``val`` where there is no ``test``.
+        protocol: default `WsolEvaluationProtocol`.
+        resize: take raw maps of any size. Without, each must have the size that the protocol brings maps to.
+        predictions: file of ``image_id,class,class,…``, best first, see `read_ranks`; without, scores have no ranks.
+        threads: how many read and judge maps; default one for each processor.
+        progress: called with the number of images after each.
+
+    Raises:
+        UserError: lists or maps that do not fit, are missing, or are not what they should be; see `read_map`.
+    """
+    protocol = WsolEvaluationProtocol() if protocol is None else protocol
+    folder = split_folder(metadata, split)
+    ids, known = read_ids(folder), read_sizes(folder)
+    boxes = read_objects(folder, ids, known, "masks need --masks")
+    sizes = [look_up(known, image, folder / SIZES) for image in ids]
+    expected = [protocol.map_size(*size) for size in sizes]
+    for image, (width, height) in zip(ids, expected, strict=True):
+        if width * height > MAX_PIXELS:
+            raise UserError(f"{folder / SIZES}: {image} has {width} × {height} pixels; the most is {MAX_PIXELS}")
+    ranks = None if predictions is None else read_ranks(predictions, folder, ids)
+    saved = open_maps(maps)
+    require_maps(saved, ids, maps)
+
+    def judge(i: int) -> Verdict:
+        raw = saved.read(ids[i], None if resize else expected[i])
+        return protocol.verdict(raw, *sizes[i], boxes[i])
+
+    verdicts = []
+    for verdict in in_order(judge, range(len(ids)), threads):
+        verdicts.append(verdict)
+        progress(1)
+    contours = [verdict.contours for verdict in verdicts if verdict.contours is not None]
+    return Scores(
+        protocol.name,
+        protocol.thresholds,
+        ranks,
+        np.ones(len(ids), np.bool_),
+        np.stack([verdict.box for verdict in verdicts]),
+        np.stack(contours) if contours else None,
+        np.arange(len(ids)),
+    )
+
+
+def score_masks(
+    maps: Path,
+    metadata: Path,
+    masks: Path,
+    split: str | None = None,
+    *,
+    resize: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> dict[str, Any]:
+    """PxAP of saved maps by the masks of a split, as `PixelAveragePrecision` has it.
+
+    Args:
+        masks: folder where the paths of the masks start; other arguments as `score_maps`.
+
+    Returns:
+        ``protocol``, ``images``, and ``pxap`` in per cent; ready for JSON.
+
+    Raises:
+        UserError: as `score_maps`, a mask that cannot be read, or masks without any object.
+    """
+    folder, protocol = split_folder(metadata, split), WsolEvaluationProtocol()
+    ids = read_ids(folder)
+    paths = read_masks(folder, ids)
+    saved = open_maps(maps)
+    require_maps(saved, ids, maps)
+
+    def count(i: int) -> PixelAveragePrecision:
+        pixels = PixelAveragePrecision(protocol)
+        raw = saved.read(ids[i], None if resize else (protocol.side, protocol.side))
+        pixels.update(torch.from_numpy(raw)[None], [read_mask(masks, paths[i])])
+        return pixels
+
+    total = PixelAveragePrecision(protocol)
+    for pixels in in_order(count, range(len(ids)), threads):
+        total.merge_state(pixels)
+        progress(1)
+    try:
+        return {"protocol": protocol.name, "images": len(ids), "pxap": total.compute()}
+    except ValueError as error:
+        raise UserError(f"{folder / OBJECTS}: {error}") from None
+
+
+def split_folder(metadata: Path, split: str | None) -> Path:
+    """Where a split's lists lie; for None those of ``test``, or ``val`` where there is no ``test``."""
+    if not metadata.is_dir():
+        raise UserError(f"--metadata: {metadata} is not a folder")
+    wanted = SPLITS[:2] if split is None else (split,)
+    folder = find_metadata(metadata, wanted, "--metadata")
+    return next(folder / name for name in wanted if (folder / name).is_dir())
+
+
+def read_mask(root: Path, paths: MaskPaths) -> Mask:
+    """One image's mask for `PixelAveragePrecision` from its files under `root`."""
+
+    def read(path: str) -> Mask:
+        if not (root / path).resolve().is_relative_to(root.resolve()):
+            raise UserError(f"{root / path} leads out of {root}; copy the mask into the folder")
+        try:
+            return np.asarray(cv2.cvtColor(read_image(root / path), cv2.COLOR_RGB2GRAY), np.uint8)
+        except UnreadableImageError as error:
+            raise UserError(str(error)) from None
+
+    return combine_masks([read(path) for path in paths.objects], None if paths.ignore is None else read(paths.ignore))
+
+
+def in_order(function: Callable[[Item], Result], items: Sequence[Item], threads: int | None = None) -> Iterator[Result]:
+    """Results of a function, in order, computed by threads that run only a little ahead of who takes them."""
+    count = threads or os.cpu_count() or 1
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(count) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 4 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
