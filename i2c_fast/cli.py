@@ -184,6 +184,38 @@ def predict(
     console.print(f"{count} images → {output / 'boxes.json'} and {output / 'overlays'}", highlight=False)
 
 
+class ExportCommand(click.Command):
+    """A command whose help ends with the code that uses what it writes."""
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        from .export import EXAMPLE
+
+        indented = EXAMPLE.replace("\n", "\n  ")
+        self.epilog = f"\b\nFrom a photo to a box, with neither torch nor i2c-fast:\n  {indented}"
+        super().format_epilog(context, formatter)
+
+
+@main.command(cls=ExportCommand)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="File to write: .onnx or .pt2.")
+def export(checkpoint: Path, output: Path) -> None:
+    """Write CHECKPOINT's model (a file, or a run folder's newest) as ONNX or as a torch.export program.
+
+    It takes uint8 RGB images [N, 3, S, S] of the checkpoint's image size, normalizes them, and gives `logits` [N, Y]
+    and the raw `maps` [N, Y, S/8, S/8] of all classes. The file is kept only if it computes what the model computes.
+    """
+    from .export import export_checkpoint
+
+    found = export_checkpoint(checkpoint, output)
+    threshold = "no threshold of the paper protocol" if found.threshold is None else f"threshold {found.threshold}"
+    console.print(
+        f"{output}: {found.size / 1e6:.1f} MB, {threshold}; largest difference from the checkpoint's model, relative "
+        f"to the largest value: logits {found.logits:.1e}, maps {found.maps:.1e}",
+        highlight=False,
+        markup=False,
+    )
+
+
 @main.command("validate-data", cls=KeysCommand)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--blacklist", type=click.Path(path_type=Path), help="Write the broken images here, for data.blacklist.")

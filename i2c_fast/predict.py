@@ -21,7 +21,7 @@ from .evaluation.boxes import Grey
 from .files import write_json
 from .report import draw_overlay, save_picture
 from .runtime import Runtime, open_runtime
-from .training import load_checkpoint, restore_model
+from .training import load_checkpoint, restore_model, stored_threshold
 from .training.logs import Meter
 
 
@@ -51,10 +51,8 @@ class Predictor:
         self.config: Config = build_config(state["config"], "the checkpoint")
         self.classes: list[str] = state["classes"]
         self.runtime: Runtime = open_runtime(device, self.config.run.precision)
-        scores = state["scores"] or {}
-        # Another protocol's grey levels are not those of the maps drawn here.
-        if threshold is None and scores.get("protocol") == "paper":
-            threshold = scores.get("gt_known", {}).get("threshold")
+        if threshold is None:
+            threshold = stored_threshold(state)
         if threshold is None:
             raise UserError(
                 "the checkpoint stores no threshold of the paper protocol (its run was not evaluated on boxes by it); "

@@ -1,6 +1,6 @@
 """Training: step → loop → run, with optimizer, timeline, logs and checkpoints beside them."""
 
-from .checkpoint import checkpoints_of, load_checkpoint, restore_model, save_checkpoint
+from .checkpoint import checkpoints_of, load_checkpoint, restore_model, save_checkpoint, stored_threshold
 from .loop import RunStopped, Trainer
 from .run import build_trainer, open_split, score_checkpoint, start_run
 from .signals import STOPPED_STATUS
@@ -20,4 +20,5 @@ __all__ = [
     "save_checkpoint",
     "score_checkpoint",
     "start_run",
+    "stored_threshold",
 ]

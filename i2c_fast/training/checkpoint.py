@@ -1,7 +1,9 @@
 """Checkpoints: all that a continuation needs, in a file that is whole or absent."""
 
 import io
+import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] | None = None) -> di
     Raises:
         UserError: no such file, no checkpoint of ours, or one written with another way of resizing.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises for names too long
         return _load_file(path)
     found = checkpoints_of(path)
     if not found:
@@ -82,12 +84,29 @@ def restore_model(state: dict[str, Any]) -> Localizer:
     return model
 
 
+def stored_threshold(state: dict[str, Any]) -> int | None:
+    """Grey level at which the run's last evaluation localized best, if it was by the paper's protocol and on boxes.
+
+    Another protocol's grey levels are not those of the maps that predictions draw.
+    """
+    scores = state["scores"] or {}
+    return scores["gt_known"]["threshold"] if scores.get("protocol") == "paper" and "gt_known" in scores else None
+
+
 def _load_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that no checkpoint is
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # torch's own words advise to load it all the same, which would run what is in it.
+        raise UserError(
+            f"{path} is refused: it is no checkpoint, or holds more than tensors and plain values, which could run code"
+        ) from None
+    # Other files, and damaged ones, make torch.load fail in whatever way their bytes suggest: EOFError, IndexError …
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a readable i2c-fast checkpoint: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -3,13 +3,14 @@
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from i2c_fast.errors import UserError
-from i2c_fast.training import load_checkpoint, save_checkpoint
+from i2c_fast.training import load_checkpoint, save_checkpoint, stored_threshold
 from i2c_fast.training.checkpoint import checkpoint_path, checkpoints_of, save_weights
 
 
@@ -75,9 +76,12 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: py
 
 def test_foreign_files_and_folders_are_one_line(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    (tmp_path / "text.pt").write_text("text\n")
     for path, words in [
         (tmp_path / "other.pt", "not an i2c-fast checkpoint"),
+        (tmp_path / "text.pt", "not a readable i2c-fast checkpoint"),
         (tmp_path / "missing.pt", "does not exist"),
+        (tmp_path / ("n" * 300), "does not exist"),
         (tmp_path, "holds no checkpoint"),
     ]:
         with pytest.raises(UserError, match=words):
@@ -96,3 +100,16 @@ def test_weights_are_also_written_as_safetensors(tmp_path: Path) -> None:
     with safe_open(tmp_path / "weights.safetensors", "pt") as file:
         assert file.metadata() == {"backbone": "resnet18"}
         assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"protocol": "paper", "gt_known": {"threshold": 0}}, 0),
+        ({"protocol": "paper"}, None),
+        ({"protocol": "wsolevaluation", "gt_known": {"threshold": 90}}, None),
+        (None, None),
+    ],
+)
+def test_only_a_threshold_of_the_paper_protocol_is_stored(scores: dict[str, Any] | None, expected: int | None) -> None:
+    assert stored_threshold({"scores": scores}) == expected
