@@ -1,6 +1,7 @@
 """The command line: ``i2c-fast demo | train | evaluate | predict | validate-data | recipes | env``."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,29 @@ def predict(
 
     count = write_predictions(open_predictor(checkpoint, device, threshold), images, output, boxes, console)
     console.print(f"{count} images → {output / 'boxes.json'} and {output / 'overlays'}", highlight=False)
+
+
+@main.command(cls=KeysCommand)
+@click.argument("arguments", nargs=-1, required=True, metavar="RUN... [KEY=VALUE]...")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page; one that is there is replaced.",
+)
+def report(arguments: tuple[str, ...], output: Path) -> None:
+    """Write one HTML page on RUN (run folders or checkpoints): errors, charts, failures and pictures, side by side."""
+    from .report.page import write_report
+
+    # A folder may have an equals sign in its name.
+    overrides = [text for text in arguments if "=" in text and not os.path.lexists(text)]
+    runs = [Path(text) for text in arguments if text not in overrides]
+    if not runs:
+        raise UserError("no run given; name a run folder, or several to compare")
+    size = write_report(runs, overrides, output, console)
+    console.print(f"{output} ({size / 1e6:.1f} MB, needs no network)", highlight=False, markup=False)
 
 
 class ExportCommand(click.Command):

@@ -3,6 +3,7 @@
 from .baseline import centered_box_error
 from .boxes import Contours, find_contours, intersection_over_union, largest_region_boxes
 from .evaluate import BatchObserver, evaluate
+from .failures import FAILURES, Outcome, outcome
 from .map_writer import require_empty, write_maps
 from .metric import LocalizationMetric
 from .pixels import PixelAveragePrecision, combine_masks
@@ -19,10 +20,12 @@ from .scores import LOCALIZATION_METRICS, Scores, accuracies, headline, paired_d
 
 __all__ = [
     "CONTOUR_IOUS",
+    "FAILURES",
     "LOCALIZATION_METRICS",
     "BatchObserver",
     "Contours",
     "LocalizationMetric",
+    "Outcome",
     "PaperProtocol",
     "PixelAveragePrecision",
     "Scores",
@@ -38,6 +41,7 @@ __all__ = [
     "intersection_over_union",
     "largest_region_boxes",
     "named_protocol",
+    "outcome",
     "paired_difference",
     "paired_differences",
     "require_empty",

@@ -188,6 +188,6 @@ class WsolEvaluationProtocol:
         return enlarged
 
 
-def named_protocol(name: str, threshold_step: int = 1) -> ScoringProtocol:
+def named_protocol(name: str, threshold_step: int = 1) -> PaperProtocol | WsolEvaluationProtocol:
     """The protocol ``paper``, with that step between its thresholds, or ``wsolevaluation``."""
     return WsolEvaluationProtocol() if name == WsolEvaluationProtocol.name else PaperProtocol(threshold_step)

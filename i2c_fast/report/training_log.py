@@ -1,0 +1,132 @@
+"""A run's ``log.jsonl``, read leniently and drawn as few points however long it is."""
+
+import json
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+POINTS = 160  # of a curve; a phone shows no more
+SERIES = ("loss", "ce", "sc", "gc", "accuracy", "lr", "seed_pixels")
+OBJECTIVE = ("sc", "gc", "seed_pixels")  # logged as zeros where cross-entropy alone is trained
+EVALUATED = ("cls_top1", "loc_top1", "gt_known")
+
+Numbers = NDArray[np.float64]
+
+
+class Curve(NamedTuple):
+    """Means of equally many consecutive steps, and what they were taken over."""
+
+    x: Numbers  # [m] mean step
+    y: Numbers  # [m] mean value
+    low: Numbers  # [m] 10th percentile
+    high: Numbers  # [m] 90th percentile
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """What can be read of a log, ordered by step."""
+
+    steps: Numbers = field(default_factory=lambda: np.zeros(0))  # [s]
+    series: dict[str, Numbers] = field(default_factory=dict)  # `SERIES`, each [s]; NaN where nothing was logged
+    stage_start: float | None = None  # first step of the i2c stage, where another came before it
+    skipped: int = 0  # steps that were not finite and changed nothing
+    evaluations: dict[str, tuple[Numbers, Numbers]] = field(default_factory=dict)  # `EVALUATED`: steps, errors in %
+    protocols: frozenset[str] = frozenset()  # by which those were judged
+    unread: int = 0  # lines that are no log entries
+
+    @property
+    def bin(self) -> int:
+        """Consecutive steps that become one point of a curve."""
+        return max(1, -(-len(self.steps) // POINTS))
+
+    def curve(self, name: str) -> Curve:
+        """A series as at most `POINTS` points; bins in which nothing was logged are left out."""
+        rows = []
+        values = self.series.get(name, np.zeros(0))
+        for start in range(0, len(values), self.bin):
+            part = slice(start, start + self.bin)
+            known = np.isfinite(values[part])
+            if known.any():
+                found = values[part][known]
+                rows.append([self.steps[part][known].mean(), found.mean(), *np.percentile(found, [10, 90])])
+        return Curve(*np.array(rows, np.float64).reshape(-1, 4).T)
+
+
+def read_log(path: Path) -> TrainingLog:
+    """Read a log line by line. What is no entry, as the line a killed process was writing, is counted and passed over.
+
+    Of a step that was logged twice the last entry counts. A file that is missing or unreadable is an empty log.
+    """
+    columns = {name: array("d") for name in ("step", "stage", "skipped", *SERIES)}
+    evaluations: dict[float, dict[str, float]] = {}
+    protocols, unread = set(), 0
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                entry = _entry(line)
+                if entry is None:
+                    unread += bool(line.strip())
+                elif entry["kind"] == "evaluation":
+                    scores = entry.get("scores")
+                    scores = scores if isinstance(scores, dict) else {}
+                    evaluations[_number(entry["step"])] = {name: _error(scores.get(name)) for name in EVALUATED}
+                    protocols.add(str(scores.get("protocol")))
+                else:
+                    columns["stage"].append(entry.get("stage") == "i2c")
+                    for name in ("step", "skipped", *SERIES):
+                        columns[name].append(_number(entry.get(name)))
+    except OSError:
+        pass
+    return _ordered({name: np.array(column) for name, column in columns.items()}, evaluations, protocols, unread)
+
+
+def _ordered(
+    columns: dict[str, Numbers], evaluations: dict[float, dict[str, float]], protocols: set[str], unread: int
+) -> TrainingLog:
+    # Of equal steps `unique` finds the first, so it looks from the end.
+    steps, from_end = np.unique(columns["step"][::-1], return_index=True)
+    columns = {name: column[::-1][from_end] for name, column in columns.items()}
+    series = {name: columns[name] for name in SERIES}
+    unused = np.all([columns[name] == 0 for name in OBJECTIVE], axis=0)
+    for name in OBJECTIVE:
+        series[name] = np.where(unused, np.nan, series[name])
+    starts = np.flatnonzero(np.diff(columns["stage"]) > 0)
+    at = sorted(evaluations)
+    errors = {name: np.array([evaluations[step][name] for step in at]) for name in EVALUATED}
+    return TrainingLog(
+        steps,
+        series,
+        float(steps[starts[0] + 1]) if len(starts) else None,
+        int(np.nansum(columns["skipped"] > 0)),
+        {name: (np.array(at)[np.isfinite(found)], found[np.isfinite(found)]) for name, found in errors.items()},
+        frozenset(protocols),
+        unread,
+    )
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or entry.get("kind") not in ("train", "evaluation"):
+        return None
+    return entry if np.isfinite(_number(entry.get("step"))) else None
+
+
+def _number(value: Any) -> float:
+    """The value as a float; NaN where it is none, or too large for one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return float("nan")
+    try:
+        return float(value)
+    except OverflowError:
+        return float("nan")
+
+
+def _error(found: Any) -> float:
+    return _number(found.get("error") if isinstance(found, dict) else found)
