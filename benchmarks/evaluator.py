@@ -251,7 +251,7 @@ def judge(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.command()
 @click.option("--images", default=8, show_default=True, help="Maps of each kind (a quarter of it of rough ones).")
 @click.option("--rounds", default=5, show_default=True, help="Rounds in which the rows take turns.")
-@click.option("--repeats", default=8, show_default=True, help="How often we judge the maps that the loop judges once.")
+@click.option("--repeats", default=32, show_default=True, help="How often we judge the maps that the loop judges once.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A run, for real maps of its validation images.")
 @click.option("--data", help="The data set's folder, if it is not where the run found it.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path(__file__).parent / "results/evaluator.json")

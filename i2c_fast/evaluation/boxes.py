@@ -90,3 +90,18 @@ def intersection_over_union(boxes: Boxes, truth: NDArray[np.floating]) -> NDArra
     overlap = width * height
     areas = (ax1 - ax0 + 1) * (ay1 - ay0 + 1) + (bx1 - bx0 + 1) * (by1 - by0 + 1)
     return np.asarray(overlap / np.maximum(areas - overlap, np.finfo(np.float64).tiny))
+
+
+def highest_overlaps(boxes: Boxes, truth: NDArray[np.floating]) -> NDArray[np.float64]:
+    """IoU of every box with the true box nearest to it, as ``intersection_over_union(boxes, truth).max(1)`` has it.
+
+    Args:
+        boxes: [T, 4]. truth: [B, 4]; without any, all overlaps are 0.
+
+    Returns:
+        float64 [T].
+    """
+    from .sweep import nearest
+
+    overlaps: NDArray[np.float64] = nearest(np.ascontiguousarray(boxes), np.ascontiguousarray(truth, np.float64))
+    return overlaps

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .boxes import EMPTY_BOX, Boxes, Contours, Grey, find_contours, intersection_over_union, largest_region_boxes
+from .boxes import EMPTY_BOX, Boxes, Contours, Grey, find_contours, highest_overlaps, largest_region_boxes
 
 Verdicts = NDArray[np.bool_]
 
@@ -90,7 +90,7 @@ class PaperProtocol:
 
     def hits(self, boxes: Boxes, truth: NDArray[np.float32]) -> Verdicts:
         """Whether each box [T, 4] matches any true box [B, 4]: bool [T] (step 4)."""
-        return np.any(intersection_over_union(boxes, truth) > 0.5, axis=1)
+        return np.asarray(highest_overlaps(boxes, truth) > 0.5)
 
     def verdict(self, raw: NDArray[np.floating], width: int, height: int, truth: NDArray[np.float32]) -> Verdict:
         """Judge a raw map [h, w] of an image of the given size by its true boxes [B, 4]; without any, all is wrong."""
@@ -175,10 +175,10 @@ class WsolEvaluationProtocol:
             return Verdict(np.zeros(grid, np.bool_), np.zeros((len(CONTOUR_IOUS), grid), np.bool_))
         scaled = self.truth(truth, width, height)
         contours = find_contours(self.grey(raw))
-        largest = intersection_over_union(self.boxes(contours), scaled).max(1)
+        largest = highest_overlaps(self.boxes(contours), scaled)
         # The last row is what no contour stands for, and −1 finds it.
         everywhere = self._enlarged(np.concatenate([contours.boxes, np.array([EMPTY_BOX], np.int32)]))
-        overlaps = intersection_over_union(everywhere, scaled).max(1)
+        overlaps = highest_overlaps(everywhere, scaled)
         best = overlaps[contours.best(overlaps[:-1])][self.thresholds]
         return Verdict(largest >= 0.5, best >= np.array(CONTOUR_IOUS)[:, None])
 

@@ -336,3 +336,20 @@ def leaders(states: Ints, values: NDArray[np.float64]) -> Ints:
             if found[threshold] < 0 or values[i] > values[found[threshold]]:
                 found[threshold] = i
     return found
+
+
+@compiled("float64[::1](int32[:, ::1], float64[:, ::1])")
+def nearest(boxes: Ints, truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """See `boxes.highest_overlaps`."""
+    found = np.zeros(len(boxes))
+    for i in range(len(boxes)):
+        x0, y0, x1, y1 = boxes[i]
+        area = (x1 - x0 + 1.0) * (y1 - y0 + 1.0)
+        for other in truth:
+            width = min(float(x1), other[2]) - max(float(x0), other[0]) + 1.0
+            height = min(float(y1), other[3]) - max(float(y0), other[1]) + 1.0
+            if width > 0 and height > 0:
+                overlap = width * height
+                union = area + (other[2] - other[0] + 1.0) * (other[3] - other[1] + 1.0) - overlap
+                found[i] = max(found[i], overlap / union)
+    return found

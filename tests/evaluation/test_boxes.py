@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2c_fast.evaluation import intersection_over_union, largest_region_boxes
-from i2c_fast.evaluation.boxes import EMPTY_BOX
+from i2c_fast.evaluation.boxes import EMPTY_BOX, highest_overlaps
 
 ALL = np.arange(255)
 Box = tuple[int, int, int, int]
@@ -166,3 +166,15 @@ def test_every_box_is_held_against_every_true_box() -> None:
     truth = np.array([[0, 0, 1, 1], [0, 0, 3, 1]], np.float32)
     np.testing.assert_allclose(intersection_over_union(boxes, truth), [[1, 0.5], [0.25, 0.5], [0, 0]])
     assert intersection_over_union(boxes, truth[:0]).shape == (3, 0)
+
+
+def test_highest_overlaps_are_the_overlaps_with_the_nearest_true_box_bit_for_bit() -> None:
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.integers(-3, 30, (500, 2, 2)), axis=1).reshape(-1, 4)
+    boxes = np.concatenate([corners, [EMPTY_BOX]]).astype(np.int32)
+    truth = np.sort(rng.uniform(-3, 30, (7, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
+    for known in (truth, truth[:1], truth.astype(np.float64)):
+        expected = intersection_over_union(boxes, known).max(1)
+        assert (expected > 0).any() and (expected == 0).any()
+        np.testing.assert_array_equal(highest_overlaps(boxes, known), expected)
+    assert not highest_overlaps(boxes, truth[:0]).any()
