@@ -40,7 +40,7 @@ CORES = 4
 ONE, MANY = "ours, 1 core", f"ours, {CORES} cores"
 LOOP, LOOP_DISTINCT = "loop over 1000 thresholds, 1 core", "loop over the different masks, 1 core"
 
-# What the repository promises, as (numerator, denominator, at least), for every contest but white noise.
+# What the repository promises of every contest, as (numerator, denominator, at least).
 BARS = ((LOOP, ONE, 10), (LOOP, MANY, 25))
 
 

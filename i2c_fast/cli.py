@@ -1,4 +1,4 @@
-"""The command line: ``i2c-fast demo | train | evaluate | predict | validate-data | recipes | env``."""
+"""The command line: what each command asks for, and which function answers."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from . import __version__
 from .errors import UserError, printable
@@ -69,6 +69,7 @@ class KeysCommand(click.Command):
 def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: Any, print_config: bool) -> None:
     """Train RECIPE (a name from `i2c-fast recipes`, or a TOML file), changed by KEY=VALUE."""
     from .config import as_toml, build_config, load_recipe
+    from .tables import print_scores
     from .training import STOPPED_STATUS, RunStopped, start_run
 
     chosen = load_recipe(recipe)
@@ -85,7 +86,7 @@ def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: 
     if scores is None:
         console.print(f"{run} was already complete", highlight=False)
     else:
-        print_scores({run.name: scores.summary()})
+        print_scores(console, {run.name: scores.summary()})
 
 
 @main.command(cls=KeysCommand)
@@ -108,35 +109,17 @@ def evaluate(
     output: Path | None,
 ) -> None:
     """Score CHECKPOINT (a file, or a run folder's newest) on its validation split, changed by KEY=VALUE."""
+    from .compare import evaluate_checkpoint
     from .environment import environment
-    from .evaluation import PaperProtocol, centered_box_error, paired_differences, require_empty
     from .files import write_json
-    from .training import score_checkpoint
+    from .tables import print_centered_box, print_differences, print_scores
 
-    if maps:
-        require_empty(maps, "--maps")
-    scores, choosers = {}, {}
-    for path in (against, checkpoint):
-        if path:
-            saved = maps if path == checkpoint else None
-            if threshold_from:
-                split: Any = {"train": "boxed_train", "val": "fullsup"}[threshold_from]
-                choosers[str(path)], _ = score_checkpoint(path, overrides, console, split, maps=saved)
-            scores[str(path)], index = score_checkpoint(path, overrides, console, maps=saved)
-    chosen_on = threshold_from or ""
-    results: dict[str, Any] = {
-        "errors": {name: found.summary(choosers.get(name), chosen_on) for name, found in scores.items()}
-    }
-    if against:
-        pair = str(against), str(checkpoint)
-        chosen = (choosers[pair[0]], choosers[pair[1]]) if threshold_from else None
-        results["differences"] = paired_differences(scores[pair[0]], scores[pair[1]], chosen)
-    print_scores(results["errors"])
-    if scores[str(checkpoint)].boxed.any():
-        results["centered_box_gt_known_error"] = centered_box_error(index, PaperProtocol())
-        print_centered_box(results["centered_box_gt_known_error"])
-    if against:
-        print_differences(f"{checkpoint} minus {against}", results["differences"])
+    results = evaluate_checkpoint(checkpoint, overrides, console, against, threshold_from, maps)
+    print_scores(console, results["errors"])
+    if "centered_box_gt_known_error" in results:
+        print_centered_box(console, results["centered_box_gt_known_error"])
+    if "differences" in results:
+        print_differences(console, f"{checkpoint} minus {against}", results["differences"])
     if output:
         write_json(output, {**results, "environment": environment()})
 
@@ -161,9 +144,10 @@ def score(maps: Path, metadata: Path, output: Path | None, **options: Any) -> No
     from .environment import environment
     from .files import write_json
     from .score import score_saved_maps
+    from .tables import print_scores
 
     errors = {str(maps): score_saved_maps(maps, metadata, console, **options)}
-    print_scores(errors)
+    print_scores(console, errors)
     if output:
         write_json(output, {"errors": errors, "environment": environment()})
 
@@ -286,51 +270,13 @@ def env() -> None:
 def demo(output: Path | None, seed: int, threads: int) -> None:
     """Generate images, train plain and I²C from one start, compare them: the whole path in minutes on a CPU."""
     from .demo import run_demo
+    from .tables import print_centered_box, print_differences, print_scores
 
     results = run_demo(output, seed, threads, console)
-    print_scores(results["errors"])
-    print_differences("I²C minus plain", results["i2c_minus_plain"])
-    print_centered_box(results["centered_box_gt_known_error"])
+    print_scores(console, results["errors"])
+    print_differences(console, "I²C minus plain", results["i2c_minus_plain"])
+    print_centered_box(console, results["centered_box_gt_known_error"])
     console.print(f"{results['notice']}\nPictures and figures: {results['folder']}", highlight=False)
-
-
-def print_scores(rows: dict[str, dict[str, Any]]) -> None:
-    """Print a table of errors, a row for each named summary, and below it the accuracies that summaries have."""
-    from .evaluation import accuracies
-
-    columns = ("cls top-1", "cls top-5", "loc top-1", "loc top-5", "gt-known", "threshold")
-    table = Table(Column("error %", overflow="fold"), *columns, box=None)
-    for name, summary in rows.items():
-        if "pxap" in summary:
-            continue
-        cells = [f"{summary[top]:.2f}" if top in summary else "unknown" for top in ("cls_top1", "cls_top5")]
-        for metric in ("loc_top1", "loc_top5", "gt_known"):
-            missing = "unknown" if summary["images_with_boxes"] else "no boxes"
-            cells.append(f"{summary[metric]['error']:.2f}" if metric in summary else missing)
-        cells.append(str(summary["gt_known"]["threshold"]) if "gt_known" in summary else "")
-        table.add_row(name, *cells)
-    if table.row_count:
-        console.print(table)
-    if any("cls_top1" not in summary for summary in rows.values() if "pxap" not in summary):
-        console.print("unknown: give class predictions with --predictions", highlight=False)
-    for name, summary in rows.items():
-        line = accuracies(summary)
-        if line:
-            console.print(f"{name}: {line}" if len(rows) > 1 else line, highlight=False)
-
-
-def print_centered_box(error: float) -> None:
-    """Print the baseline that errors are to be read against."""
-    console.print(f"One centered box for all images, looking at none: gt-known {error:.2f}", highlight=False)
-
-
-def print_differences(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    """Print a table of error differences with their intervals."""
-    table = Table(Column(title, overflow="fold"), "difference", "95 % interval", box=None)
-    for metric, row in rows.items():
-        low, high = row["interval_95"]
-        table.add_row(metric, f"{row['difference']:+.2f}", f"{low:+.2f} … {high:+.2f}")
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def _write_onnx(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
     except torch.onnx.OnnxExporterError as error:
         raise UserError(
             f"torch {torch.__version__} cannot write ONNX with the onnxscript installed here: "
-            'pip install --upgrade "i2c-fast[export]", or choose a name that ends in .pt2'
+            "pip install --upgrade onnx onnxscript onnxruntime, or choose a name that ends in .pt2"
         ) from error
     onnx.model.metadata_props.update(facts)
     data: bytes = onnx.model_proto.SerializeToString()
@@ -247,7 +247,7 @@ def _format_of(output: Path) -> Format:
         except ImportError as error:
             raise UserError(
                 f"--output {output}: ONNX needs {package} ({' '.join(str(error).split())}): "
-                'pip install "i2c-fast[export]", or choose a name that ends in .pt2'
+                f"pip install {' '.join(form.packages)}, or choose a name that ends in .pt2"
             ) from None
     return form
 

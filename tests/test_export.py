@@ -317,7 +317,7 @@ def test_without_one_of_its_packages_onnx_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     result = call(checkpoint, "-o", tmp_path / "model.onnx")
-    assert_one_line(result, 'pip install "i2c-fast[export]"', ".pt2")
+    assert_one_line(result, "pip install onnx onnxscript onnxruntime", ".pt2")
     assert not names(tmp_path)
 
 
@@ -328,7 +328,7 @@ def test_an_exporter_that_fails_is_one_line(checkpoint: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     result = call(checkpoint, "-o", tmp_path / "model.onnx")
-    assert_one_line(result, torch.__version__, 'pip install --upgrade "i2c-fast[export]"', ".pt2")
+    assert_one_line(result, torch.__version__, "pip install --upgrade onnx onnxscript onnxruntime", ".pt2")
     assert not names(tmp_path)
 
 
