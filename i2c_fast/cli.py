@@ -68,8 +68,8 @@ class KeysCommand(click.Command):
 @click.option("--print-config", is_flag=True, help="Print the resolved configuration as TOML and stop.")
 def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: Any, print_config: bool) -> None:
     """Train RECIPE (a name from `i2c-fast recipes`, or a TOML file), changed by KEY=VALUE."""
+    from .commands.tables import print_scores
     from .config import as_toml, build_config, load_recipe
-    from .tables import print_scores
     from .training import STOPPED_STATUS, RunStopped, start_run
 
     chosen = load_recipe(recipe)
@@ -109,10 +109,10 @@ def evaluate(
     output: Path | None,
 ) -> None:
     """Score CHECKPOINT (a file, or a run folder's newest) on its validation split, changed by KEY=VALUE."""
-    from .compare import evaluate_checkpoint
+    from .commands.evaluate import evaluate_checkpoint
+    from .commands.tables import print_centered_box, print_differences, print_scores
     from .environment import environment
     from .files import write_json
-    from .tables import print_centered_box, print_differences, print_scores
 
     results = evaluate_checkpoint(checkpoint, overrides, console, against, threshold_from, maps)
     print_scores(console, results["errors"])
@@ -141,10 +141,10 @@ def evaluate(
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Also write the errors to this JSON file.")
 def score(maps: Path, metadata: Path, output: Path | None, **options: Any) -> None:
     """Score saved MAPS of any method: a folder of IMAGE_ID.npy or .npz, or one .npz of all; no images needed."""
+    from .commands.score import score_saved_maps
+    from .commands.tables import print_scores
     from .environment import environment
     from .files import write_json
-    from .score import score_saved_maps
-    from .tables import print_scores
 
     errors = {str(maps): score_saved_maps(maps, metadata, console, **options)}
     print_scores(console, errors)
@@ -163,7 +163,7 @@ def predict(
     checkpoint: Path, images: tuple[Path, ...], output: Path, threshold: int | None, boxes: Path | None, device: str
 ) -> None:
     """Localize the objects in IMAGES (files or folders) with CHECKPOINT; writes boxes.json and overlays."""
-    from .predict import open_predictor, write_predictions
+    from .commands.predict import open_predictor, write_predictions
 
     count = write_predictions(open_predictor(checkpoint, device, threshold), images, output, boxes, console)
     console.print(f"{count} images → {output / 'boxes.json'} and {output / 'overlays'}", highlight=False)
@@ -196,7 +196,7 @@ class ExportCommand(click.Command):
     """A command whose help ends with the code that uses what it writes."""
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        from .export import EXAMPLE
+        from .commands.export import EXAMPLE
 
         indented = EXAMPLE.replace("\n", "\n  ")
         self.epilog = f"\b\nFrom a photo to a box, with neither torch nor i2c-fast:\n  {indented}"
@@ -212,7 +212,7 @@ def export(checkpoint: Path, output: Path) -> None:
     It takes uint8 RGB images [N, 3, S, S] of the checkpoint's image size, normalizes them, and gives `logits` [N, Y]
     and the raw `maps` [N, Y, S/8, S/8] of all classes. The file is kept only if it computes what the model computes.
     """
-    from .export import export_checkpoint
+    from .commands.export import export_checkpoint
 
     found = export_checkpoint(checkpoint, output)
     threshold = "no threshold of the paper protocol" if found.threshold is None else f"threshold {found.threshold}"
@@ -230,8 +230,8 @@ def export(checkpoint: Path, output: Path) -> None:
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Also write all findings to this JSON file.")
 def validate_data(overrides: tuple[str, ...], blacklist: Path | None, output: Path | None) -> None:
     """Decode every image of data.root=FOLDER (and other data.* keys); list what is broken, odd or without a box."""
+    from .commands.validate_data import validate_data_set
     from .config import build_config
-    from .validation import validate_data_set
 
     broken = validate_data_set(build_config({}, "defaults", overrides).data, blacklist, output, console)
     sys.exit(1 if broken else 0)
@@ -269,8 +269,8 @@ def env() -> None:
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Processor threads [default: torch's choice].")
 def demo(output: Path | None, seed: int, threads: int) -> None:
     """Generate images, train plain and I²C from one start, compare them: the whole path in minutes on a CPU."""
-    from .demo import run_demo
-    from .tables import print_centered_box, print_differences, print_scores
+    from .commands.demo import run_demo
+    from .commands.tables import print_centered_box, print_differences, print_scores
 
     results = run_demo(output, seed, threads, console)
     print_scores(console, results["errors"])

@@ -128,11 +128,11 @@ def test_unusable_python_is_refused_in_one_line(clone: Clone, python: str) -> No
     assert done.stderr == f"demo: PYTHON={python} is no Python 3.11 or newer: name another, or unset PYTHON\n"
 
 
-@pytest.mark.parametrize(("failing", "ran"), [("ruff", 1), ("mypy", 2), ("pytest", 3)])
+@pytest.mark.parametrize(("failing", "ran"), [("ruff", 1), ("mypy", 3), ("pytest", 4)])
 def test_checks_stop_at_the_first_that_fails(clone: Clone, failing: str, ran: int) -> None:
     done = clone.run("test", clone.python(torch="2.13.0", failing=failing), "-k", "some test")
     assert done.returncode == 3
-    checks = ["ran -m ruff check .", "ran -m mypy", "ran -m pytest -k some test"]
+    checks = ["ran -m ruff check .", "ran -m ruff format --check .", "ran -m mypy", "ran -m pytest -k some test"]
     assert done.stdout.splitlines() == checks[:ran]
     assert clone.pip_calls()[0].endswith(f"--editable {clone.root}[dev] torch==2.13.0")
 

@@ -10,19 +10,19 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from .config import Config, build_config
-from .data import UnreadableImageError, normalize_images, read_image, read_split, resize
-from .data.images import Image
-from .data.index import IMAGE_SUFFIXES
-from .data.loader import stack
-from .errors import UserError
-from .evaluation import PaperProtocol
-from .evaluation.boxes import Grey
-from .files import write_json
-from .report import draw_overlay, save_picture
-from .runtime import Runtime, open_runtime
-from .training import load_checkpoint, restore_model, stored_threshold
-from .training.logs import Meter
+from ..config import Config, build_config
+from ..data import UnreadableImageError, normalize_images, read_image, read_split, resize
+from ..data.images import Image
+from ..data.index import IMAGE_SUFFIXES
+from ..data.loader import stack
+from ..errors import UserError
+from ..evaluation import PaperProtocol
+from ..evaluation.boxes import Grey
+from ..files import write_json
+from ..report import draw_overlay, save_picture
+from ..runtime import Runtime, open_runtime
+from ..training import load_checkpoint, restore_model, stored_threshold
+from ..training.logs import Meter
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,17 @@ from typing import Any
 
 from rich.console import Console
 
-from .config import Config, build_config, load_recipe
-from .data import ImageIndex, read_image
-from .data.generated import write_generated
-from .data.images import Image
-from .environment import environment
-from .errors import UserError
-from .evaluation import PaperProtocol, Scores, centered_box_error, paired_differences
-from .files import write_json
+from ..config import Config, build_config, load_recipe
+from ..data import ImageIndex, read_image
+from ..data.generated import write_generated
+from ..data.images import Image
+from ..environment import environment
+from ..errors import UserError
+from ..evaluation import PaperProtocol, Scores, centered_box_error, paired_differences
+from ..files import write_json
+from ..report import contact_sheet, draw_overlay, save_picture
+from ..training import checkpoints_of, score_checkpoint, start_run
 from .predict import Predictor, open_predictor
-from .report import contact_sheet, draw_overlay, save_picture
-from .training import checkpoints_of, score_checkpoint, start_run
 
 TRAIN_IMAGES, TEST_IMAGES = 100, 50  # a class
 CLASSES = 10

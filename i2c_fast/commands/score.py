@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from .data.layouts.wsolevaluation_lists import read_ids
-from .errors import UserError, printable
-from .evaluation import named_protocol, score_maps, score_masks
-from .evaluation.saved_maps import open_maps
-from .evaluation.score_maps import split_folder
-from .training.logs import Meter
+from ..data.layouts.wsolevaluation_lists import read_ids
+from ..errors import UserError, printable
+from ..evaluation import named_protocol, score_maps, score_masks
+from ..evaluation.saved_maps import open_maps
+from ..evaluation.score_maps import split_folder
+from ..training.logs import Meter
 
 Result = TypeVar("Result")
 

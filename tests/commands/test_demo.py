@@ -7,7 +7,7 @@ import cv2
 import pytest
 from rich.console import Console
 
-from i2c_fast import demo
+from i2c_fast.commands import demo
 from i2c_fast.training import load_checkpoint
 
 

@@ -16,8 +16,8 @@ from i2c_fast.data import ImageIndex
 from i2c_fast.evaluation import named_protocol, score_maps
 from i2c_fast.training import score_checkpoint, start_run
 
-from .evaluation.saved_set import COUNT, Saved, image_id, label_of, write_lines, write_saved
-from .evaluation.test_saved_maps import Trap
+from ..evaluation.saved_set import COUNT, Saved, image_id, label_of, write_lines, write_saved
+from ..evaluation.test_saved_maps import Trap
 
 
 def call(*arguments: str | Path) -> Result:

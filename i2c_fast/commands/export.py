@@ -35,15 +35,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from . import __version__
-from .config import build_config
-from .data import RESIZE, normalize_images
-from .data.images import IMAGENET_MEAN, IMAGENET_STD
-from .errors import UserError
-from .evaluation import PaperProtocol
-from .files import write_bytes
-from .models import Localizer
-from .training import load_checkpoint, restore_model, stored_threshold
+from .. import __version__
+from ..config import build_config
+from ..data import RESIZE, normalize_images
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD
+from ..errors import UserError
+from ..evaluation import PaperProtocol
+from ..files import write_bytes
+from ..models import Localizer
+from ..training import load_checkpoint, restore_model, stored_threshold
 
 EXAMPLE = """\
 import json, cv2, onnxruntime

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .config import DataConfig
-from .data import recognize
-from .data.validate import Finding, ValidationReport, validate, write_blacklist
-from .files import write_json
-from .training import open_split
-from .training.logs import Meter
+from ..config import DataConfig
+from ..data import recognize
+from ..data.validate import Finding, ValidationReport, validate, write_blacklist
+from ..files import write_json
+from ..training import open_split
+from ..training.logs import Meter
 
 # Findings of one kind shown on the screen; the JSON file has them all.
 SHOWN = 20

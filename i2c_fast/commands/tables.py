@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from .evaluation import accuracies
+from ..evaluation import accuracies
 
 
 def print_scores(console: Console, rows: dict[str, dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from i2c_fast.cli import main
 
-from .conftest import TINY
+from ..conftest import TINY
 
 
 @pytest.fixture

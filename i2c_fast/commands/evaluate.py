@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
-from .data import Split
-from .evaluation import PaperProtocol, centered_box_error, paired_differences, require_empty
-from .training import score_checkpoint
+from ..data import Split
+from ..evaluation import PaperProtocol, centered_box_error, paired_differences, require_empty
+from ..training import score_checkpoint
 
 # What --threshold-from calls the splits to choose thresholds by.
 CHOOSERS: dict[str, Split] = {"train": "boxed_train", "val": "fullsup"}

@@ -21,17 +21,17 @@ from click.testing import CliRunner, Result
 from torch import Tensor
 
 from i2c_fast import __version__
-from i2c_fast import export as exporting
 from i2c_fast.cli import main
+from i2c_fast.commands import export as exporting
+from i2c_fast.commands.export import EXAMPLE, FORMATS, TOLERANCE, Run, export_checkpoint
+from i2c_fast.commands.predict import Predictor
 from i2c_fast.config import as_dict, build_config
 from i2c_fast.data import normalize_images
 from i2c_fast.errors import UserError
-from i2c_fast.export import EXAMPLE, FORMATS, TOLERANCE, Run, export_checkpoint
 from i2c_fast.models import BACKBONES, Localizer, build_localizer
-from i2c_fast.predict import Predictor
 from i2c_fast.training import load_checkpoint, restore_model, save_checkpoint
 
-from .conftest import TINY
+from ..conftest import TINY
 
 SIDE = 64
 CLASSES = ["cat", "dog", "füchse"]
