@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
 
 from .protocols import PaperProtocol, ScoringProtocol, Verdict
 from .scores import Scores
@@ -116,6 +116,23 @@ class LocalizationMetric:
     def merge_state(self, other: "LocalizationMetric") -> None:
         """Add the images of another metric: of another rank or shard of the split."""
         self._merged.append(other.scores())
+
+    def gather(self, group: distributed.ProcessGroup | None = None) -> Scores:
+        """Scores of the images of all ranks of a process group, the same on each; every rank has to call it.
+
+        Where `update` is given `images`, the result does not depend on how they were shared out, and an image that a
+        sampler gave to two ranks counts once.
+
+        Raises:
+            ValueError: no rank has images, or some ranks gave `images` or `logits` and others did not.
+        """
+        mine = self.scores() if self._verdicts or self._merged else None
+        shards: list[Scores | None] = [None] * distributed.get_world_size(group)
+        distributed.all_gather_object(shards, mine, group)
+        scored = [shard for shard in shards if shard is not None]
+        if not scored:
+            raise ValueError("no images yet on any rank; call update() first")
+        return Scores.merge(scored, repeats=True)
 
     def _own(self) -> Scores:
         verdicts = [verdict.result() for verdict in self._verdicts]

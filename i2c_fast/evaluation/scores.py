@@ -30,15 +30,18 @@ class Scores:
     images: NDArray[np.int64] | None = None  # [n] places in the split, all different; None: not known
 
     @staticmethod
-    def merge(shards: "Sequence[Scores]") -> "Scores":
+    def merge(shards: "Sequence[Scores]", repeats: bool = False) -> "Scores":
         """Scores of all images of several shards, as if they had been scored together.
 
         Images come in the order of their places in the split, whatever the order of the shards and the images in them;
         where no shard knows the places, shards follow each other.
 
+        Args:
+            repeats: an image may be in several shards, as samplers pad them to equal lengths; it counts once.
+
         Raises:
-            ValueError: shards of different protocols or thresholds, some with places or ranks and some without, or an
-                image in more than one.
+            ValueError: shards of different protocols or thresholds, some with places or ranks and some without, or,
+                without `repeats`, an image that came twice.
         """
         first = shards[0]
         for shard in shards[1:]:
@@ -51,11 +54,13 @@ class Scores:
         order: NDArray[np.intp] | slice = slice(None)
         if first.images is not None:
             images = np.concatenate([shard.images for shard in shards if shard.images is not None])
-            order = np.argsort(images)
+            order = np.argsort(images, kind="stable")
+            again = np.append(False, np.diff(images[order]) == 0)
+            if again.any() and not repeats:
+                repeated = images[order][again][0]
+                raise ValueError(f"image {repeated} was scored more than once; shards must not overlap")
+            order = order[~again]
             images = images[order]
-            repeated = images[1:][images[1:] == images[:-1]]
-            if len(repeated):
-                raise ValueError(f"image {repeated[0]} was scored more than once; shards must not overlap")
         ranks = [shard.ranks for shard in shards if shard.ranks is not None]
         contour_hits = [shard.contour_hits for shard in shards if shard.contour_hits is not None]
         return Scores(

@@ -135,7 +135,10 @@ def score_checkpoint(
     _check_backbone(state, config)
     _check_classes(state, index)
     if split == "boxed_train" and not any(map(len, index.boxes)):
-        raise UserError(f"the training images of {index.root} have no boxes to choose thresholds by, in its layout")
+        raise UserError(
+            f"the training images of {index.root} have no boxes that its layout reads, to choose thresholds by; "
+            "leave --threshold-from out"
+        )
 
     def watch(images: Tensor, raws: Tensor, scores: Tensor) -> None:
         observe(images, raws, scores)

@@ -1,11 +1,13 @@
 """The metric for other people's loops: batch by batch, shard by shard, the same scores."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from i2c_fast.evaluation import (
     LocalizationMetric,
@@ -233,3 +235,21 @@ def test_failure_in_a_thread_is_raised_by_compute() -> None:
 
     with pytest.raises(ArithmeticError, match="no verdict today"):
         update(fresh(Failing()), [0, 1]).compute()
+
+
+def _score_rank(rank: int, shares: list[list[int]], folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(shares))
+    metric = fresh()
+    if shares[rank]:
+        update(metric, shares[rank])
+    torch.save(vars(metric.gather()), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_every_rank_gathers_the_scores_of_all(tmp_path: Path) -> None:
+    # Images 0 and 1 are given to two ranks, as DistributedSampler does, and one rank has none.
+    shares = [[3, 0, 7, 1, 11], [], [1, 2, 4, 5, 6, 8, 9, 10, 0]]
+    torch.multiprocessing.spawn(_score_rank, (shares, str(tmp_path)), nprocs=len(shares))
+    expected = update(fresh(), list(range(COUNT))).scores()
+    for rank in range(len(shares)):
+        assert_equal(Scores(**torch.load(tmp_path / f"{rank}.pt", weights_only=False)), expected)

@@ -46,6 +46,16 @@ def test_merged_images_are_in_the_order_of_the_split() -> None:
         assert (merged.protocol, merged.thresholds.tolist()) == ("paper", [0, 50])
 
 
+def test_an_image_in_two_shards_counts_once_if_that_is_expected() -> None:
+    shards = [scores([[1, 0], [1, 1]], [1, 3], images=[1, 2]), scores([[0, 0], [1, 0]], [4, 1], images=[0, 1])]
+    with pytest.raises(ValueError, match="image 1 was scored more than once"):
+        Scores.merge(shards)
+    merged = Scores.merge(shards, repeats=True)
+    assert merged.images is not None and merged.ranks is not None
+    assert merged.images.tolist() == [0, 1, 2] and merged.ranks.tolist() == [4, 1, 3]
+    assert merged.hits.astype(int).tolist() == [[0, 0], [1, 0], [1, 1]]
+
+
 def test_summary_of_merged_shards_is_that_of_all_images() -> None:
     rng = np.random.default_rng(0)
     hits, contours, ranks = rng.random((60, 4)) < 0.5, rng.random((60, 3, 4)) < 0.5, rng.integers(0, 8, 60)
