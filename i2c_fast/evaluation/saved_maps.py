@@ -7,6 +7,7 @@ executed: Python objects are refused unread.
 import io
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,10 @@ MAX_PIXELS = 1 << 26
 # The header and the first values; NumPy writes headers of 128 bytes and believes none above 10,000.
 _HEAD = 1 << 14
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+# NumPy parses a header as Python, and CPython counts how deep that parser is nested in all threads together: where they
+# change places within it, it fails with SystemError (seen with 3.11.7).
+_PARSING = threading.Lock()
 
 # What a damaged archive raises: RuntimeError is an encrypted one, NotImplementedError one of another kind.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError, RuntimeError)
@@ -161,7 +166,9 @@ def read_map(file: IO[bytes], place: str, size: tuple[int, int] | None = None) -
     """
     head = io.BytesIO(file.read(_HEAD))
     try:
-        shape, by_columns, dtype = _HEADERS[npy.read_magic(head)](head)
+        version = npy.read_magic(head)
+        with _PARSING:
+            shape, by_columns, dtype = _HEADERS[version](head)
     except Exception as error:  # a damaged header is a Python expression gone wrong, in any of many ways
         raise UserError(f"{place} is not a .npy array ({' '.join(str(error).split())})") from None
     if dtype.kind not in "fiu":

@@ -1,9 +1,11 @@
 """Maps from files that may be anybody's: what is read, and what is refused without being believed."""
 
+import gc
 import io
 import os
 import pickle
 import struct
+import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -335,3 +337,29 @@ def test_neither_folder_nor_archive(tmp_path: Path) -> None:
     for path, pattern in (("gone", "neither a folder"), ("notes.txt", "neither a folder"), ("text.npz", "cannot read")):
         with pytest.raises(UserError, match=pattern):
             open_maps(tmp_path / path)
+
+
+def test_threads_may_change_places_while_a_header_is_parsed() -> None:
+    class Loop:
+        """What the collector frees at any moment, with Python code on the way: threads change places there."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            for _ in range(200):
+                pass
+
+    def read_one(_: int) -> np.ndarray:
+        Loop()
+        return read(data)
+
+    data, interval, thresholds = npy(MAP), sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(np.array_equal(found, MAP) for found in pool.map(read_one, range(3000)))
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
