@@ -4,11 +4,13 @@ import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .kernels import Slots, inter_image_loss, sample_pixels, update_centers
 from .kernels._common import Distance, check_distance, check_same, check_tensor
 from .kernels.sample_pixels import SeedChoice
+from .ranks import shared_inter_image_loss
 
 CenterUpdate = Literal["momentum", "backprop"]
 
@@ -38,6 +40,10 @@ class InterImageLoss(nn.Module):
         center_update: ``momentum`` (Eq. 3), or ``backprop``: the centers are a parameter (ablation of section 4.3).
         seed: of the centers' initial values and of all draws.
         auto_commit: False leaves the call of `commit` after each optimizer step to the training loop.
+        process_group: ranks that share out each batch, equally many images each, such as ``torch.distributed.group.
+            WORLD``. Terms, bank and gradients are then those of the whole batch: averaged over ranks, as
+            DistributedDataParallel does, the gradients are those of one rank with all images (see `ranks`). An image
+            pairs inside its rank alone. None: the rank's own images are the batch.
 
     State: ``centers`` fp32 [Y, D], ``steps`` int64 [Y] and ``draws`` int64 [2] (seed, step). Keep the module outside
     DistributedDataParallel, whose buffer broadcast would overwrite every rank's centers.
@@ -62,6 +68,7 @@ class InterImageLoss(nn.Module):
         center_update: CenterUpdate = "momentum",
         seed: int = 0,
         auto_commit: bool = True,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         check_distance(distance)
@@ -77,7 +84,7 @@ class InterImageLoss(nn.Module):
             )
         self.k, self.threshold, self.alpha = k, threshold, alpha
         self.distance, self.seed_choice, self.center_update = distance, seed_choice, center_update
-        self.auto_commit = auto_commit
+        self.auto_commit, self.process_group = auto_commit, process_group
         centers = torch.randn(num_classes, feature_dim, generator=torch.Generator().manual_seed(seed))
         if center_update == "backprop":
             self.centers = nn.Parameter(centers)
@@ -105,7 +112,8 @@ class InterImageLoss(nn.Module):
             maps: [N, H, W] the label's class maps, raw or normalized; taken as constants.
             labels: [N] integer; −100 ignores an image, another one outside 0…Y−1 makes GC NaN.
             slots: from `kernels.tap`, see there.
-            image_ids: [N] place in the global batch, for draws that do not depend on how it is divided.
+            image_ids: [N] place in the global batch, for draws that do not depend on how it is divided; by default
+                that of ranks which hold it one after the other.
             groups: [N] images pair only inside a group; a class-paired batch gives its slot numbers.
 
         Returns:
@@ -122,11 +130,15 @@ class InterImageLoss(nn.Module):
             if not self.auto_commit:
                 raise RuntimeError("auto_commit=False: call commit() after the optimizer step, before the next forward")
             self.commit()
+        group = self.process_group
+        if group is not None and image_ids is None:
+            image_ids = torch.arange(len(labels), device=labels.device) + dist.get_rank(group) * len(labels)
         indices, counts = sample_pixels(maps, self.k, self.threshold, self.draws, image_ids, self.seed_choice)
-        sums = inter_image_loss(
-            features, indices, labels, self.centers,
-            slots=slots, groups=groups, distance=self.distance, reduction="mean",
-        )  # fmt: skip
+        chosen = features, indices, labels, self.centers
+        if group is None:
+            sums = inter_image_loss(*chosen, slots=slots, groups=groups, distance=self.distance, reduction="mean")
+        else:
+            sums = shared_inter_image_loss(*chosen, group, slots=slots, groups=groups, distance=self.distance)
         if self.training:
             self._pending = sums.class_means.labels, sums.class_means.means
         return InterImageTerms(sums.sc, sums.gc, counts)
