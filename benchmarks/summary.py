@@ -9,7 +9,14 @@ NOT_MEASURED = "not measured"
 HEADINGS = (
     "provider", "error", "phase", "µs (middle half)", "host µs", "MB", "GB/s", "of read", "kernels", "syncs", "peak MB"
 )  # fmt: skip
-PROVIDERS = ("loops", "eager", "compile", "fused", "fused+graph")
+# Marker and color of each in the picture; the colors are told apart by color-blind readers too (Okabe and Ito).
+PROVIDERS = {
+    "loops": ("s", "#999999"),
+    "eager": ("o", "#56b4e9"),
+    "compile": ("D", "#0072b2"),
+    "fused": ("^", "#e69f00"),
+    "fused+graph": ("*", "#d55e00"),
+}
 
 
 def table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -42,7 +49,7 @@ def plot(report: dict[str, Any], path: Path) -> str:
     try:
         import matplotlib  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        return "no picture: matplotlib is not installed (pip install matplotlib)"
+        return "no picture: matplotlib is not installed (pip install matplotlib, or this clone with -e .[bench])"
     rows = [row for row in report["rows"] if row["changes"] == "usual" and row["phases"]]
     if not rows:
         return "no picture: nothing was measured"
@@ -50,16 +57,25 @@ def plot(report: dict[str, Any], path: Path) -> str:
     from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
 
     ops = list(dict.fromkeys(row["op"] for row in rows))
-    figure, axis = pyplot.subplots(figsize=(10, 0.55 * len(ops) + 1.5), layout="constrained")
-    for place, provider in enumerate(PROVIDERS):
-        mine = {row["op"]: list(row["phases"].values())[-1]["median_us"] for row in rows if row["provider"] == provider}
-        heights = [i + 0.16 * (place - 2) for i, op in enumerate(ops) if op in mine]
-        axis.barh(heights, [mine[op] for op in ops if op in mine], height=0.15, label=provider)
+    figure, axis = pyplot.subplots(figsize=(10, 0.42 * len(ops) + 1.8), layout="constrained")
+    for provider, (marker, color) in PROVIDERS.items():
+        mine = {row["op"]: list(row["phases"].values())[-1] for row in rows if row["provider"] == provider}
+        places = [place for place, op in enumerate(ops) if op in mine]
+        medians, low, high = ([mine[ops[place]][key] for place in places] for key in ("median_us", "low_us", "high_us"))
+        axis.hlines(places, low, high, color=color, linewidth=2)
+        axis.scatter(medians, places, marker=marker, color=color, s=42, zorder=3, label=provider)
+    # What a reduction that only reads as many bytes takes: the same for all providers of an op.
+    floors = {row["op"]: list(row["phases"].values())[-1] for row in rows}
+    reads = [times["median_us"] * times["share_of_read"] for times in floors.values()]
+    axis.scatter(reads, range(len(ops)), marker="|", color="black", s=160, label="reading as many bytes")
     axis.set_yticks(range(len(ops)), ops)
     axis.invert_yaxis()
     axis.set_xscale("log")
-    axis.set_xlabel("µs, median, cold cache: forward and backward")
-    axis.set_title(f"{report['environment']['gpu']}, N 80, 2048×28×28, K 3, bf16, channels last")
-    axis.legend()
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    axis.set_xlabel("µs, median and middle half, cold cache: forward and backward")
+    figure.suptitle(f"{report['environment']['gpu']}, N 80, 2048×28×28, K 3, bf16, channels last", fontsize=11)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
+    pyplot.close(figure)
     return f"drawn to {path}"
