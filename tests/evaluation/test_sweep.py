@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from i2c_fast.evaluation import find_contours, largest_region_boxes
+from i2c_fast.evaluation import PaperProtocol, WsolEvaluationProtocol, find_contours, largest_region_boxes
 from i2c_fast.evaluation.boxes import EMPTY_BOX
+from i2c_fast.evaluation.saved_maps import open_maps
 
 from .maps import ADVERSARIAL, MAPS, as_grey, cam, random_map
 from .opencv_loops import contours_of, largest_contour, largest_region, levels_of, tight_box
@@ -65,6 +66,20 @@ def test_maps_as_networks_give_them_equal_opencv_at_every_level(cells: int, sigm
     grey = as_grey(cam(cells, cells, 224, sigma))
     check_regions(grey, ALL)
     check_contours(grey, ALL)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif("I2C_FAST_MAPS" not in os.environ, reason="I2C_FAST_MAPS=FOLDER, from evaluate --maps, is not set")
+def test_saved_maps_of_a_model_equal_opencv_at_every_level() -> None:
+    maps = open_maps(Path(os.environ["I2C_FAST_MAPS"]))
+    images = sorted(maps.images())
+    assert images
+    for image in images:
+        raw = maps.read(image)
+        for grey in (WsolEvaluationProtocol().grey(raw), PaperProtocol().grey(raw, 250, 190)):
+            levels = levels_of(grey)
+            check_regions(grey, levels)
+            check_contours(grey, levels)
 
 
 def drawing(*rows: str) -> np.ndarray:
