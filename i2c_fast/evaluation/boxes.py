@@ -103,5 +103,6 @@ def highest_overlaps(boxes: Boxes, truth: NDArray[np.floating]) -> NDArray[np.fl
     """
     from .sweep import nearest
 
-    overlaps: NDArray[np.float64] = nearest(np.ascontiguousarray(boxes), np.ascontiguousarray(truth, np.float64))
+    whole = np.ascontiguousarray(boxes.astype(np.int32, casting="same_kind", copy=False))  # fractions are a TypeError
+    overlaps: NDArray[np.float64] = nearest(whole, np.ascontiguousarray(truth, np.float64))
     return overlaps

@@ -177,4 +177,7 @@ def test_highest_overlaps_are_the_overlaps_with_the_nearest_true_box_bit_for_bit
         expected = intersection_over_union(boxes, known).max(1)
         assert (expected > 0).any() and (expected == 0).any()
         np.testing.assert_array_equal(highest_overlaps(boxes, known), expected)
+        np.testing.assert_array_equal(highest_overlaps(boxes.astype(np.int64)[::-1], known), expected[::-1])
     assert not highest_overlaps(boxes, truth[:0]).any()
+    with pytest.raises(TypeError):
+        highest_overlaps(boxes / 2, truth)
