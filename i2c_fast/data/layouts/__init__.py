@@ -74,7 +74,8 @@ def read_split(
             raise UserError(f"data.{option} is for data.layout=wsolevaluation, this is {name}; leave one of them out")
     if split == "fullsup" and name != "wsolevaluation":
         raise UserError(
-            f"val is the split that is scored in the {name} layout; data.layout=wsolevaluation may have test beside val"
+            f"--threshold-from: val is the split that is scored in the {name} layout; "
+            "only data.layout=wsolevaluation may have test beside it"
         )
     if split == "fullsup":
         index = wsolevaluation.read_fullsup(source)
