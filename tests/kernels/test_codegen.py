@@ -1,5 +1,6 @@
 """What the launchers choose is compiled for GPUs that are not here. ``pytest -s`` shows the table of registers."""
 
+import os
 import sys
 
 import pytest
@@ -13,15 +14,14 @@ from benchmarks import codegen
 from benchmarks.codegen import ARCHITECTURES, Resources
 from benchmarks.sizes import BASE, ODD, SIZES, Size
 
-# The usual batch and shapes nobody tunes for; all of them, which takes minutes: python -m benchmarks.codegen
-CHOSEN = (BASE, *ODD)
+ALL = (*SIZES, *ODD)
 
 
 @pytest.fixture(scope="module")
 def compiled() -> list[Resources]:
-    usual = codegen.compile_all(sizes=CHOSEN)
-    Console(width=160).print(codegen.table(usual))
-    return usual
+    everything = codegen.compile_all(sizes=ALL, processes=os.cpu_count() or 1)
+    Console(width=160).print(codegen.table(everything))
+    return everything
 
 
 @pytest.mark.timeout(600)
@@ -30,12 +30,12 @@ def test_kernels_compile_without_spills_and_fit_into_shared_memory(
     compiled: list[Resources], architecture: int
 ) -> None:
     mine = [one for one in compiled if one.architecture == architecture]
-    assert len(mine) == len(codegen.all_launches(codegen.NAMES, CHOSEN))
+    assert len(mine) == len(codegen.all_launches(codegen.NAMES, ALL))
     assert not codegen.problems(mine)
 
 
 def test_every_file_with_a_kernel_is_compiled() -> None:
-    launched = {launch.kernel.__module__ for launch in codegen.all_launches(codegen.NAMES, CHOSEN)}
+    launched = {launch.kernel.__module__ for launch in codegen.all_launches(codegen.NAMES, ALL)}
     here = f"{i2c_fast.kernels.__name__}."
     modules = {name: module for name, module in sys.modules.items() if name.startswith(here)}
     with_launcher = {name for name, module in modules.items() if hasattr(module, "runs_triton")} - {f"{here}_triton"}
