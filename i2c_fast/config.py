@@ -1,11 +1,14 @@
 """Configuration: dataclasses → TOML recipes → ``key=value`` on the command line.
 
-The dataclasses are the one list of keys: types, limits, defaults and help texts. A recipe states what it changes.
+The dataclasses are the one list of keys: types, limits, defaults and help texts. A recipe states what it changes. Its
+sections ``[stage0]``, ``[stage1]`` … are the stages of training in order; each names a method of `methods`, whose
+options are the section of that name.
 """
 
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,16 +16,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import AllowInfNan, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import UserError
-from .kernels._common import Distance
-from .kernels.sample_pixels import SeedChoice
-from .losses import CenterUpdate
+from .methods import METHODS, Number, PlanName, find_method
 
 Positive = Annotated[int, Field(ge=1)]
-Number = Annotated[float, AllowInfNan(False)]
 
 
 @dataclass
@@ -57,7 +57,10 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    backbone: Annotated[str, Field(description="vgg16, resnet50, inception_v3 or resnet18")] = "resnet50"
+    backbone: Annotated[str, Field(description="vgg16, resnet50, inception_v3, resnet18 or a registered name")] = (
+        "resnet50"
+    )
+    head_width: Annotated[int, Field(ge=0, description="channels of the head's hidden layers; 0: the backbone's")] = 0
     weights: Annotated[
         str, Field(description="imagenet (torchvision's file, downloaded once), none, or such a file's path")
     ] = "imagenet"
@@ -71,10 +74,15 @@ class ModelConfig:
 class BatchConfig:
     classes: Annotated[int, Field(ge=1, description="P: class slots a batch")] = 40
     images: Annotated[int, Field(ge=1, description="Q: images a slot")] = 2
+    plan: Annotated[
+        Literal["auto", PlanName],
+        Field(description="class_paired: slots of one class; plain: each image once an epoch; auto: the method's own"),
+    ] = "auto"
 
 
 @dataclass
 class StageConfig:
+    method: Annotated[str, Field(description=f"one of {', '.join(METHODS)}")] = "cam"
     epochs: Annotated[int, Field(ge=0, description="epochs of this stage; 0 skips it")] = 5
     lr: Annotated[Number, Field(gt=0, description="learning rate of body weights at the stage's start")] = 1e-3
     schedule: Annotated[
@@ -85,20 +93,6 @@ class StageConfig:
     )
     decay: Annotated[Number, Field(gt=0, le=1, description="factor at each milestone")] = 0.1
     warmup_epochs: Annotated[Number, Field(ge=0, description="epochs of linear rise to lr, may be a fraction")] = 0.0
-
-
-@dataclass
-class InterImageConfig(StageConfig):
-    sc_weight: Annotated[Number, Field(ge=0, description="λ1 of SC; does not transfer between distances")] = 0.008
-    gc_weight: Annotated[Number, Field(ge=0, description="λ2 of GC; both 0: plain cross-entropy")] = 0.001
-    k: Annotated[int, Field(ge=1, description="K: seed pixels an image")] = 3
-    threshold: Annotated[Number, Field(ge=0, lt=1, description="δ: share of the map's range seeds lie above")] = 0.7
-    alpha: Annotated[Number, Field(ge=0, description="α: decay of the centers' update rate")] = 0.002
-    distance: Annotated[Distance, Field(description="squared_l2 (the paper) or l2 (released choice)")] = "squared_l2"
-    seed_choice: Annotated[SeedChoice, Field(description="random (the paper) or first (released choice)")] = "random"
-    center_update: Annotated[CenterUpdate, Field(description="momentum (the paper) or backprop (its ablation)")] = (
-        "momentum"
-    )
 
 
 @dataclass
@@ -130,10 +124,14 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
-    stage0: StageConfig = field(default_factory=StageConfig)
-    i2c: InterImageConfig = field(default_factory=InterImageConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    stages: dict[str, StageConfig] = field(default_factory=dict)  # stage0, stage1 … in order
+    methods: dict[str, Any] = field(default_factory=dict)  # options of each method that a stage trains by
+
+    def options_of(self, stage: str) -> Any:
+        """The options of a stage's method."""
+        return self.methods[self.stages[stage].method]
 
 
 @dataclass(frozen=True)
@@ -145,26 +143,35 @@ class Recipe:
     values: dict[str, dict[str, Any]]
 
 
-_ADAPTER = TypeAdapter(Config)
-_SECTIONS: dict[str, type] = {name: hint for name, hint in get_type_hints(Config).items()}
+STAGE = re.compile(r"stage(\d+)")
+_FIXED: dict[str, type] = {
+    name: hint for name, hint in get_type_hints(Config).items() if isinstance(hint, type) and name != "methods"
+}
+
+
+def _section_type(section: str) -> type | None:
+    """The dataclass of a section's keys; None if there is no such section."""
+    if section in METHODS:
+        return METHODS[section].Options
+    return StageConfig if STAGE.fullmatch(section) else _FIXED.get(section)
 
 
 def keys() -> Iterator[tuple[str, str, Any, str]]:
-    """Every configuration key: (dotted name, type, default, help text)."""
-    defaults = Config()
-    for section, cls in _SECTIONS.items():
-        hints = get_type_hints(cls, include_extras=True)
+    """Every configuration key: (dotted name, type, default, help text); those of a stage as ``stageN``."""
+    sections = {**_FIXED, "stageN": StageConfig, **{name: method.Options for name, method in METHODS.items()}}
+    for section, cls in sections.items():
+        hints, defaults = get_type_hints(cls, include_extras=True), cls()
         for entry in dataclasses.fields(cls):
             hint, *metadata = get_args(hints[entry.name])
             text = next((m.description for m in metadata if isinstance(m, FieldInfo) and m.description), "")
-            yield f"{section}.{entry.name}", _type_name(hint), getattr(getattr(defaults, section), entry.name), text
+            yield f"{section}.{entry.name}", _type_name(hint), getattr(defaults, entry.name), text
 
 
 def _type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " | ".join(get_args(hint))
     if get_origin(hint) is list:
-        return "list of integers"
+        return f"list of {'texts' if get_args(hint)[0] is str else 'integers'}"
     return {"int": "integer", "float": "number", "str": "text", "bool": "true | false"}[hint.__name__]
 
 
@@ -176,38 +183,62 @@ def build_config(values: dict[str, Any], source: str, overrides: Iterable[str] =
             override.
     """
     merged = {section: dict(entries) for section, entries in _checked_sections(values, source).items()}
-    overridden = set()
+    overridden = []
     for override in overrides:
         section, name, value = _parse_override(override)
+        if STAGE.fullmatch(section) and section not in merged and name not in ("method", "epochs"):
+            raise UserError(
+                f"{override!r}: {source} has no {section}; give {section}.method and {section}.epochs first"
+            )
         merged.setdefault(section, {})[name] = value
-        overridden.add((section, name))
-    try:
-        config = _ADAPTER.validate_python(merged)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
-        where = "" if tuple(place[:2]) in overridden else f" ({source})"
-        raise UserError(f"{'.'.join(place)}={first['input']}: {_lower_first(first['msg'])}{where}") from None
+        overridden.append((section, name))
+    stages = sorted(filter(STAGE.fullmatch, merged), key=lambda name: int(name.removeprefix("stage")))
+    built = {
+        section: _validated(section, merged.get(section, {}), source, overridden) for section in {*_FIXED, *merged}
+    }
+    used = {built[stage].method: find_method(built[stage].method, f"{stage}.method") for stage in stages}
+    for section, name in overridden:
+        if section in METHODS and section not in used:
+            raise UserError(
+                f"{section}.{name}: no stage trains by {section}; a stage does with stageN.method={section}"
+            )
+    config = Config(
+        **{section: built[section] for section in _FIXED},
+        stages={stage: built[stage] for stage in stages},
+        methods={name: built.get(name) or method.Options() for name, method in used.items()},
+    )
     _check_together(config)
     return config
 
 
+def _validated(section: str, values: dict[str, Any], source: str, overridden: list[tuple[str, str]]) -> Any:
+    try:
+        return TypeAdapter(_section_type(section)).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [section, *(str(part) for part in first["loc"])]
+        where = "" if tuple(place[:2]) in overridden else f" ({source})"
+        raise UserError(f"{'.'.join(place)}={first['input']}: {_lower_first(first['msg'])}{where}") from None
+
+
 def _check_together(config: Config) -> None:
-    if config.stage0.epochs + config.i2c.epochs == 0:
-        raise UserError("stage0.epochs and i2c.epochs are both 0; there is nothing to train")
+    if config.stages and not any(stage.epochs for stage in config.stages.values()):
+        raise UserError(f"{', '.join(f'{name}.epochs' for name in config.stages)} are 0; there is nothing to train")
     if config.data.short_side < config.data.image_size:
         raise UserError(
             f"data.short_side={config.data.short_side} is below data.image_size={config.data.image_size}; "
             "the crop would not fit"
         )
-    if config.batch.images < 2 and config.i2c.epochs and config.i2c.sc_weight:
-        raise UserError("batch.images=1 gives SC no pair; use batch.images=2, or i2c.sc_weight=0")
+    for name, stage in config.stages.items():
+        if stage.epochs:
+            METHODS[stage.method].check(config.options_of(name), config.batch.images)
 
 
 def _checked_sections(values: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
     for section, entries in values.items():
-        if section not in _SECTIONS:
-            raise UserError(f"{source}: there is no section {section!r}{_nearest(section, _SECTIONS)}")
+        if _section_type(section) is None:
+            known = [*_FIXED, "stage0", "stage1", *METHODS]
+            raise UserError(f"{source}: there is no section {section!r}{_nearest(section, known)}")
         if not isinstance(entries, dict):
             raise UserError(f"{source}: {section} is a section, not a value; write [{section}] and its keys below")
         for name in entries:
@@ -216,7 +247,8 @@ def _checked_sections(values: dict[str, Any], source: str) -> dict[str, dict[str
 
 
 def _check_key(key: str, source: str) -> None:
-    known = [name for name, *_ in keys()]
+    section = key.partition(".")[0]
+    known = [name.replace("stageN", section if STAGE.fullmatch(section) else "stage0") for name, *_ in keys()]
     if key not in known:
         raise UserError(f"{source}: there is no key {key}{_nearest(key, known)}")
 
@@ -236,7 +268,8 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
         raise UserError(f"{override!r} is not key=value; for example data.root=FOLDER")
     _check_key(key, f"{override!r}")
     section, name = key.split(".")
-    kind = next(kind for known, kind, *_ in keys() if known == key)
+    listed = STAGE.sub("stageN", key, 1)
+    kind = next(kind for known, kind, *_ in keys() if known == listed)
     if kind == "text" and text[:1] not in ('"', "'"):
         return section, name, text  # a folder may be called 2012 or true
     try:
@@ -266,41 +299,65 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a recipe by name, or any TOML file by path.
 
+    A recipe with ``base = "NAME or FILE"`` states only what differs from that one; a file is looked for beside it.
+
     Raises:
-        UserError: no such recipe or file, or not TOML.
+        UserError: no such recipe or file, not TOML, or bases that lead back to it.
     """
+    values = _recipe_values(name_or_path, ())
+    return Recipe(name_or_path, str(values.pop("description", "")), values)
+
+
+def _recipe_values(name: str, derived: tuple[str, ...]) -> dict[str, Any]:
+    if name in derived:
+        raise UserError(f"recipe {derived[0]}: its bases lead back to {name} ({' → '.join((*derived, name))})")
+    try:
+        values = tomllib.loads(_recipe_text(name))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{name} is not valid TOML: {error}") from None
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{name}: base must be the name of a recipe or a file, got {base}")
+    if base not in recipe_names():
+        base = str(Path(name).parent / base)
+    merged = _recipe_values(base, (*derived, name))
+    for section, entries in values.items():
+        both = isinstance(entries, dict) and isinstance(merged.get(section), dict)
+        merged[section] = {**merged[section], **entries} if both else entries
+    return merged
+
+
+def _recipe_text(name_or_path: str) -> str:
     if name_or_path in recipe_names():
-        text = resources.files(f"{__package__}.recipes").joinpath(f"{name_or_path}.toml").read_text("utf-8")
-    elif Path(name_or_path).is_file():
-        try:
-            text = Path(name_or_path).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"recipe {name_or_path} cannot be read as text: {error}") from None
-    else:
+        return resources.files(f"{__package__}.recipes").joinpath(f"{name_or_path}.toml").read_text("utf-8")
+    if not Path(name_or_path).is_file():
         raise UserError(
             f"there is no recipe or TOML file {name_or_path!r}{_nearest(name_or_path, recipe_names())} "
             "(`i2c-fast recipes` lists the recipes)"
         )
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{name_or_path} is not valid TOML: {error}") from None
-    return Recipe(name_or_path, str(values.pop("description", "")), values)
+        return Path(name_or_path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {name_or_path} cannot be read as text: {error}") from None
 
 
 def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
-    """Keys at which two configurations differ, with both values."""
-    pairs = {
-        f"{section}.{key}": (value, as_dict(second)[section][key])
-        for section, entries in as_dict(first).items()
-        for key, value in entries.items()
+    """Keys at which two configurations differ, with both values; None where one has no such section."""
+    a, b = as_dict(first), as_dict(second)
+    found = {
+        f"{section}.{key}": (a.get(section, {}).get(key), b.get(section, {}).get(key))
+        for section in {**a, **b}
+        for key in {**a.get(section, {}), **b.get(section, {})}
     }
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    return {key: pair for key, pair in found.items() if pair[0] != pair[1]}
 
 
 def as_dict(config: Config) -> dict[str, dict[str, Any]]:
     """The resolved configuration as plain sections."""
-    return dataclasses.asdict(config)
+    sections = dataclasses.asdict(config)
+    return {**{name: sections[name] for name in _FIXED}, **sections["stages"], **sections["methods"]}
 
 
 def as_toml(config: Config) -> str:

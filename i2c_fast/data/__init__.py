@@ -1,25 +1,27 @@
 """From files on disk to uint8 batches: layouts → index → class-paired plans → loader."""
 
-from .images import RESIZE, UnreadableImageError, normalize_images, read_image, resize
+from .images import RESIZE, UnreadableImageError, read_image, resize
 from .index import ImageIndex
 from .layouts import LAYOUTS, Split, read_split, recognize
 from .loader import EvalBatch, EvalBatches, TrainBatch, TrainBatches, eval_loader, train_loader
-from .sampler import BatchPlan, ClassPairedSampler
+from .sampler import SAMPLERS, BatchPlan, ClassPairedSampler, PlainSampler, Sampler
 
 __all__ = [
     "LAYOUTS",
     "RESIZE",
+    "SAMPLERS",
     "BatchPlan",
     "ClassPairedSampler",
     "EvalBatch",
     "EvalBatches",
     "ImageIndex",
+    "PlainSampler",
+    "Sampler",
     "Split",
     "TrainBatch",
     "TrainBatches",
     "UnreadableImageError",
     "eval_loader",
-    "normalize_images",
     "read_image",
     "read_split",
     "recognize",

@@ -1,7 +1,7 @@
-"""Pixels: decode, resize, crop, normalize.
+"""Pixels: decode, resize, crop.
 
 Images are decoded and resized by OpenCV without antialiasing, for training and for testing alike (`RESIZE` names the
-flavor in checkpoints: models notice when it changes). They travel as uint8 and are normalized on the training device.
+flavor in checkpoints: models notice when it changes). They travel as uint8, and the model normalizes them.
 """
 
 import os
@@ -12,15 +12,9 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178956970")
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 RESIZE = "opencv_linear"
-
-# The statistics torchvision's ImageNet weights were trained with, RGB in units of 255.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Image = NDArray[np.uint8]
 
@@ -114,11 +108,3 @@ def resize(image: Image, width: int, height: int) -> Image:
     if image.shape[:2] == (height, width):
         return image
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
-
-
-def normalize_images(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [N, 3, S, S] → fp32 on `device`, scaled by ImageNet's mean and deviation, memory format kept."""
-    moved = images.to(device, non_blocking=True).float()
-    mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1) * 255
-    deviation = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1) * 255
-    return (moved - mean) / deviation

@@ -1,6 +1,6 @@
 """The OpenCV loader: worker processes turn batch plans into uint8 batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,17 +11,21 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from .images import Image, UnreadableImageError, read_image, resize, train_crop
 from .index import ImageIndex
-from .sampler import ClassPairedSampler
+from .sampler import Sampler
 
 
 class TrainBatch(NamedTuple):
-    """One class-paired batch, on the host."""
+    """One training batch."""
 
     images: Tensor  # uint8 [N, 3, S, S], channels_last
     labels: Tensor  # int64 [N]
     groups: Tensor  # int64 [N] slot numbers
-    image_ids: Tensor  # int64 [N] place in the global batch
-    unreadable: tuple[tuple[int, str], ...]  # (image of the index, reason) of those replaced
+    image_ids: Tensor  # int64 [N] position in the global batch
+    unreadable: tuple[tuple[int, str], ...] = ()  # (image of the index, reason) of those replaced
+
+    def to(self, device: torch.device) -> "TrainBatch":
+        """The batch with its tensors on a device; nothing waits for pinned memory to be copied."""
+        return TrainBatch(*(part.to(device, non_blocking=True) for part in self[:4]), self.unreadable)
 
 
 class EvalBatch(NamedTuple):
@@ -42,7 +46,7 @@ def stack(images: list[Image]) -> Tensor:
 class TrainBatches(Dataset[TrainBatch]):
     """Batches addressed by (epoch, step)."""
 
-    def __init__(self, index: ImageIndex, sampler: ClassPairedSampler, image_size: int, short_side: int) -> None:
+    def __init__(self, index: ImageIndex, sampler: Sampler, image_size: int, short_side: int) -> None:
         self.index, self.sampler = index, sampler
         self.image_size, self.short_side = image_size, short_side
 
@@ -50,8 +54,8 @@ class TrainBatches(Dataset[TrainBatch]):
         plan = self.sampler.plan(*position)
         unreadable: dict[int, str] = {}
         images = [
-            train_crop(self._read(int(i), unreadable), self.short_side, self.image_size, place, flip)
-            for i, place, flip in zip(plan.indices, plan.crops, plan.flips, strict=True)
+            train_crop(self._read(int(i), unreadable), self.short_side, self.image_size, crop, flip)
+            for i, crop, flip in zip(plan.indices, plan.crops, plan.flips, strict=True)
         ]
         return TrainBatch(
             stack(images),
@@ -62,14 +66,16 @@ class TrainBatches(Dataset[TrainBatch]):
         )
 
     def _read(self, image: int, unreadable: dict[int, str]) -> Image:
-        """The image, or in its place the next readable one of its class: again a function of nothing but the index."""
-        members = self.sampler.members_of(int(self.index.labels[image]))
-        start = int(np.searchsorted(members, image))
-        for candidate in np.roll(members, -start).tolist():
+        """The image, or instead the next readable one of its class: again a function of nothing but the index."""
+        candidates = [image]
+        for candidate in candidates:
             try:
                 return read_image(self.index.file(candidate))
             except UnreadableImageError as error:
                 unreadable[candidate] = error.reason
+                if candidate == image:
+                    members = np.flatnonzero(self.index.labels == self.index.labels[image])
+                    candidates += np.roll(members, -int(np.searchsorted(members, image)))[1:].tolist()
         raise UserError(f"no image of class {self.index.classes[self.index.labels[image]]} is readable")
 
 
@@ -108,7 +114,7 @@ class EvalBatches(Dataset[EvalBatch]):
             ) from None
 
 
-def train_loader(batches: TrainBatches, positions: list[tuple[int, int]], workers: int) -> Iterator[TrainBatch]:
+def train_loader(batches: TrainBatches, positions: Iterable[tuple[int, int]], workers: int) -> Iterator[TrainBatch]:
     """Batches at the given (epoch, step) positions, in that order, prefetched by `workers` processes (0: none).
 
     Raises:
@@ -147,7 +153,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _deliver(batches: Dataset[Any], positions: list[Any], workers: int) -> Iterator[Any]:
+def _deliver(batches: Dataset[Any], positions: Iterable[Any], workers: int) -> Iterator[Any]:
     loader: DataLoader[Any] = DataLoader(
         batches,
         batch_size=None,  # an item is a whole batch: its plan, not the loader, decides what is in it

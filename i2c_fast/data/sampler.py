@@ -1,8 +1,9 @@
-"""Class-paired batches as a pure function of (seed, epoch, step).
+"""Batches as a pure function of (seed, epoch, step): nothing depends on threads, loader, prefetch or earlier batches.
 
-A batch is P slots of Q images of one class (the paper: P = 40, Q = 2). Slots hold distinct classes while P ≤ Y and
-repeat classes evenly beyond. Slots of one class are adjacent; together they draw distinct images first and repeat them,
-with other crops, only when the class has too few. Nothing depends on threads, loader, prefetch or earlier batches.
+The paper's batches are class-paired: P slots of Q images of one class (P = 40, Q = 2). Slots hold distinct classes
+while P ≤ Y and repeat classes evenly beyond. Slots of one class are adjacent; together they draw distinct images first
+and repeat them, with other crops, only when the class has too few. Plain batches are consecutive parts of a
+permutation of the whole split, drawn anew for each epoch.
 """
 
 from typing import NamedTuple
@@ -19,54 +20,80 @@ class BatchPlan(NamedTuple):
     indices: NDArray[np.int64]  # [N] image of the index
     labels: NDArray[np.int64]  # [N]
     groups: NDArray[np.int64]  # [N] slot number; images pair only inside their slot
-    crops: NDArray[np.float64]  # [N, 2] place of the crop (x, y) as a share of the free range, in [0, 1)
+    crops: NDArray[np.float64]  # [N, 2] position of the crop (x, y) as fractions of the free range, in [0, 1)
     flips: NDArray[np.bool_]  # [N] horizontal flip
 
 
-class ClassPairedSampler:
+class Sampler:
     """Plans the batches of an epoch.
 
     Args:
         labels: [n] class of each image of the split.
-        classes: P, slots a batch. images: Q, images a slot.
-        seed: of the run.
+        slots: P, slots a batch. images: Q, images a slot. seed: of the run.
 
     Raises:
         UserError: a batch of no image.
     """
 
-    def __init__(self, labels: NDArray[np.int64], classes: int, images: int, seed: int) -> None:
-        if classes < 1 or images < 1:
-            raise UserError(f"batch.classes and batch.images must be at least 1, got {classes} and {images}")
-        order = np.argsort(labels, kind="stable")
-        self.present, starts = np.unique(labels[order], return_index=True)
-        self.members = np.split(order, starts[1:])  # a class without images has no slot
-        self.slots, self.images, self.seed = classes, images, seed
-        self.batch_size = classes * images
+    def __init__(self, labels: NDArray[np.int64], slots: int, images: int, seed: int) -> None:
+        if slots < 1 or images < 1:
+            raise UserError(f"batch.classes and batch.images must be at least 1, got {slots} and {images}")
+        self.labels, self.slots, self.images, self.seed = labels, slots, images, seed
+        self.batch_size = slots * images
         self.steps_per_epoch = -(-len(labels) // self.batch_size)
-
-    def members_of(self, label: int) -> NDArray[np.int64]:
-        """Images of a class, in index order."""
-        return self.members[int(np.searchsorted(self.present, label))]
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
         """The batch at (epoch, step)."""
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch, step])))
-        each, extra = divmod(self.slots, len(self.present))
-        order = rng.random(len(self.present)).argsort()
+        rng = self._generator(epoch, step)
+        indices, groups = self._draw(rng, epoch, step)
+        return BatchPlan(
+            indices, self.labels[indices], groups, rng.random((self.batch_size, 2)), rng.random(self.batch_size) < 0.5
+        )
+
+    def _draw(self, rng: np.random.Generator, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Images and slot numbers of a batch."""
+        raise NotImplementedError
+
+    def _generator(self, *position: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, *position])))
+
+
+class ClassPairedSampler(Sampler):
+    """Slots of images of one class; batches are independent draws."""
+
+    def __init__(self, labels: NDArray[np.int64], slots: int, images: int, seed: int) -> None:
+        super().__init__(labels, slots, images, seed)
+        order = np.argsort(labels, kind="stable")
+        starts = np.unique(labels[order], return_index=True)[1]
+        self.members = np.split(order, starts[1:])  # a class without images has no slot
+
+    def _draw(self, rng: np.random.Generator, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        each, extra = divmod(self.slots, len(self.members))
+        order = rng.random(len(self.members)).argsort()
         slots_of = np.full(len(order), each)
         slots_of[:extra] += 1
-        drawn, labels = [], []
-        for place, slots in zip(order, slots_of, strict=True):
+        drawn = []
+        for of_class, slots in zip(order, slots_of, strict=True):
             if slots:
-                members = self.members[place]
+                members = self.members[of_class]
                 shuffled = members[rng.random(len(members)).argsort()]
                 drawn.append(np.resize(shuffled, slots * self.images))
-                labels.append(np.full(slots * self.images, self.present[place]))
-        return BatchPlan(
-            np.concatenate(drawn),
-            np.concatenate(labels),
-            np.repeat(np.arange(self.slots), self.images),
-            rng.random((self.batch_size, 2)),
-            rng.random(self.batch_size) < 0.5,
+        return np.concatenate(drawn), np.repeat(np.arange(self.slots), self.images)
+
+
+class PlainSampler(Sampler):
+    """Each image once an epoch, in an order drawn for the epoch; the last batch is filled up from its start."""
+
+    _permutation: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))  # of the epoch planned last
+
+    def _draw(self, rng: np.random.Generator, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self._permutation[0] != epoch:
+            # No step has the number −1, but a seed may not be negative: 2³² − 1 is no step either.
+            self._permutation = epoch, self._generator(epoch, 2**32 - 1).permutation(len(self.labels))
+        indices = np.take(
+            self._permutation[1], np.arange(step * self.batch_size, (step + 1) * self.batch_size), mode="wrap"
         )
+        return indices, np.zeros(self.batch_size, np.int64)
+
+
+SAMPLERS = {"class_paired": ClassPairedSampler, "plain": PlainSampler}

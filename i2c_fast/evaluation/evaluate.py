@@ -3,22 +3,21 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..data import EvalBatches, ImageIndex, eval_loader, normalize_images
-from ..models import Localizer
+from ..data import EvalBatches, ImageIndex, eval_loader
 from ..runtime import Runtime
 from .metric import LocalizationMetric
 from .protocols import ScoringProtocol
 from .scores import Scores
 
-# Called after each batch with the images' places in the split [N], raw maps of their labels' classes fp32 [N,h,w] and
-# class scores fp32 [N,Y], all on the device.
+# Called after each batch with the images' positions in the split [N], raw maps of their labels' classes fp32 [N,h,w]
+# and class scores fp32 [N,Y], all on the device.
 BatchObserver = Callable[[Tensor, Tensor, Tensor], None]
 
 
 def evaluate(
-    model: Localizer,
+    model: nn.Module,
     index: ImageIndex,
     runtime: Runtime,
     protocol: ScoringProtocol,
@@ -32,7 +31,8 @@ def evaluate(
     """Score a model on a split.
 
     Args:
-        model: on the runtime's device; its training mode is restored afterwards.
+        model: on the runtime's device, with two of `Localizer`'s calls: ``model(images)`` → logits and
+            ``model.class_maps(images, classes)`` → logits and maps. Its training mode is restored afterwards.
         index: the split. runtime: device and precision. protocol: how maps become verdicts.
         image_size: side of the square test image, aspect not kept. batch_size, workers: of the loader.
         ten_crop: class scores from ten crops (see `ten_crop_scores`); maps stay those of the whole image.
@@ -48,12 +48,10 @@ def evaluate(
             for batch in eval_loader(batches, workers):
                 labels = batch.labels.to(runtime.device)
                 with runtime.autocast():
-                    logits, x = model.predict(normalize_images(batch.images, runtime.device))
-                    maps = model.head.class_maps(x, labels)
+                    logits, maps = model.class_maps(batch.images.to(runtime.device, non_blocking=True), labels)
                     scores = logits.float()
                     if batch.enlarged is not None:
-                        enlarged = normalize_images(batch.enlarged, runtime.device)
-                        scores = ten_crop_scores(model, enlarged, image_size)
+                        scores = ten_crop_scores(model, batch.enlarged.to(runtime.device), image_size)
                 boxes = [index.boxes[i] for i in batch.indices.tolist()]
                 metric.update(maps, scores, labels, boxes, batch.sizes, batch.indices)
                 observe(batch.indices, maps, scores)
@@ -63,11 +61,11 @@ def evaluate(
             module.training = mode
 
 
-def ten_crop_scores(model: Localizer, images: Tensor, size: int) -> Tensor:
+def ten_crop_scores(model: nn.Module, images: Tensor, size: int) -> Tensor:
     """Mean class probabilities [N, Y] of the four corners, the center and their mirror images.
 
     Args:
-        model: in evaluation mode. images: normalized [N, 3, S, S] with S ≥ size. size: side of the crops.
+        model: in evaluation mode. images: [N, 3, S, S] with S ≥ size, as the model takes them. size: side of the crops.
     """
     far = images.shape[-1] - size
     mid = far // 2
@@ -75,5 +73,5 @@ def ten_crop_scores(model: Localizer, images: Tensor, size: int) -> Tensor:
     for y, x in ((0, 0), (0, far), (far, 0), (far, far), (mid, mid)):
         crop = images[..., y : y + size, x : x + size]
         for view in (crop, crop.flip(-1)):
-            total = total + model.predict(view)[0].float().softmax(1)
+            total = total + model(view).float().softmax(1)
     return total / 10

@@ -1,5 +1,6 @@
 """The localization head of the paper's section 4.1, after ACoL (Zhang et al. 2018, arXiv:1804.06962)."""
 
+import torch
 from torch import Tensor, nn
 
 from ..kernels import Slots, label_cam, pooled_head, tap_dropout
@@ -57,10 +58,14 @@ class LocalizationHead(nn.Module):
         pooled = x.mean(dim=(2, 3), dtype=self.fc8.weight.dtype)
         return nn.functional.linear(pooled, self._weight, self.fc8.bias)
 
-    def class_maps(self, x: Tensor, classes: Tensor) -> Tensor:
-        """x and classes int64 [N] or [N,L] → raw fp32 maps [N,H,W] or [N,L,H,W] of these classes, bias included."""
-        maps: Tensor = label_cam(x, self._weight, classes, bias=self.fc8.bias)
-        return maps
+    def class_maps(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
+        """x and classes int64 [N] or [N,L], None for all → raw fp32 maps [N,H,W] or [N,L,H,W], bias included."""
+        if classes is not None:
+            return label_cam(x, self._weight, classes, bias=self.fc8.bias)
+        # In fp32 as the maps of single classes, whatever autocast says.
+        with torch.autocast(x.device.type, enabled=False):
+            pixels = x.permute(0, 2, 3, 1).to(self._weight.dtype)
+            return nn.functional.linear(pixels, self._weight, self.fc8.bias).permute(0, 3, 1, 2)
 
     @property
     def _weight(self) -> Tensor:

@@ -102,12 +102,13 @@ def _stem_pool() -> nn.Module:
 class InceptionV3Body(nn.Module):
     """Images [N,3,S,S] → features [N,768,S/8,S/8].
 
-    Images are normalized by ImageNet's mean and deviation like every other body's (no `transform_input`); there is no
+    Images are normalized by ImageNet's mean and std like every other body's (no `transform_input`); there is no
     auxiliary classifier. Trained from scratch, convolutions start as He et al. fan-out normal, BatchNorm as scale 1 and
     shift 0.
     """
 
     out_channels: int = 768
+    stride: int = 8
 
     def __init__(self) -> None:
         super().__init__()

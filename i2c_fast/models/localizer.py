@@ -1,106 +1,106 @@
-"""A backbone's body under the localization head, and the registry of the backbones on offer."""
+"""A backbone's body under the localization head: the model every method trains and every command runs."""
 
-import difflib
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..kernels import Slots
+from .backbones import Body, find_backbone
 from .head import LocalizationHead
-from .inception import InceptionV3Body
-from .initialization import InitScheme
-from .resnet import ResNet18Body, ResNet50Body
-from .vgg import VGG16Body
-
-Body = VGG16Body | ResNet50Body | InceptionV3Body | ResNet18Body
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """What sets one backbone apart from another.
-
-    `weights_file` is torchvision's ImageNet checkpoint `weights_name`; the eight hex digits that end its name begin its
-    SHA-256.
-    """
-
-    body: type[Body]
-    head_width: int
-    head_init: InitScheme
-    weights_name: str
-    weights_file: str
-
-    @property
-    def feature_dim(self) -> int:
-        """D, the channels of the features."""
-        return self.body.out_channels
-
-    @property
-    def weights_url(self) -> str:
-        return f"https://download.pytorch.org/models/{self.weights_file}"
-
-
-BACKBONES: dict[str, BackboneSpec] = {
-    "vgg16": BackboneSpec(VGG16Body, 1024, "xavier", "VGG16_Weights.IMAGENET1K_V1", "vgg16-397923af.pth"),
-    "resnet50": BackboneSpec(ResNet50Body, 1024, "normal", "ResNet50_Weights.IMAGENET1K_V1", "resnet50-0676ba61.pth"),
-    "inception_v3": BackboneSpec(
-        InceptionV3Body,
-        1024,
-        "xavier",
-        "Inception_V3_Weights.IMAGENET1K_V1",
-        "inception_v3_google-0cc3c7bd.pth",
-    ),
-    "resnet18": BackboneSpec(ResNet18Body, 256, "xavier", "ResNet18_Weights.IMAGENET1K_V1", "resnet18-f37072fd.pth"),
-}
 
 
 class LocalizerOutput(NamedTuple):
     """What one training forward gives the losses."""
 
     logits: Tensor  # [N,Y]
-    maps: Tensor  # fp32 [N,H,W], raw map of the label's class; constants
-    features: Tensor  # [N,D,H,W], the body's output
-    slots: Slots | None  # for the gradient of the features' K seeds, see `i2c_fast.kernels.tap`
+    maps: Tensor  # fp32 [N,h,w], raw map of the label's class; constants
+    features: Tensor  # [N,D,h,w], the body's output
+    slots: Slots | None  # for the gradient of the features' K seed pixels, see `i2c_fast.kernels.tap`
+
+
+class ClassMaps(NamedTuple):
+    """Raw class maps, and the class scores of the same forward."""
+
+    logits: Tensor  # [N,Y]
+    maps: Tensor  # fp32 [N,h,w] for classes [N], [N,L,h,w] for classes [N,L], [N,Y,h,w] for all classes
 
 
 class Localizer(nn.Module):
-    """Classifies images and localizes any class in them; H and W are an eighth of the image's side."""
+    """Classifies images and localizes any class in them.
 
-    def __init__(self, body: nn.Module, head: LocalizationHead) -> None:
+    Images are [N,3,S,S]: uint8 RGB, which the model normalizes by its own `mean` and `std`, or floating point, which is
+    taken as normalized already. Maps have the side h = w = S / `stride`.
+
+    Args:
+        body: images → features, see `Body`.
+        head: features → scores and maps.
+        mean, std: of each RGB channel, in units of 255.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        body: Body,
+        head: LocalizationHead,
+        mean: tuple[float, ...] = (0.0, 0.0, 0.0),
+        std: tuple[float, ...] = (1.0, 1.0, 1.0),
+    ) -> None:
         super().__init__()
         self.body = body
         self.head = head
+        # Buffers lie on the device: a tensor made from Python numbers in each step would make the host wait.
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
 
-    def forward(self, images: Tensor, labels: Tensor, seeds: int = 0) -> LocalizerOutput:
-        """Training: normalized images [N,3,S,S] and labels int64 [N] → what the losses need.
+    @property
+    def num_classes(self) -> int:
+        """Y."""
+        return self.head.fc8.out_channels
 
-        `seeds` is the K of the I2C losses, or 0 if nothing will read single pixels of the features.
+    @property
+    def feature_dim(self) -> int:
+        """D, the channels of the features."""
+        return self.body.out_channels
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 images → normalized fp32, memory format kept; floating-point images as they are."""
+        return images if images.is_floating_point() else (images - self.mean) / self.std
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, k: int = 0) -> Tensor | LocalizerOutput:
+        """Images → logits [N,Y]; with labels int64 [N], `LocalizerOutput`: what the losses need.
+
+        `k` is how many pixels of each image's features a loss will read through `slots`; 0 opens no slots.
         """
-        features = self.body(images)
-        x, slots = self.head.tapped(features, seeds) if seeds else (self.head(features), None)
+        features = self.body(self.normalize(images))
+        if labels is None:
+            return self.head.logits(self.head(features))
+        x, slots = self.head.tapped(features, k) if k else (self.head(features), None)
         logits, maps = self.head.pooled(x, labels)
         return LocalizerOutput(logits, maps, features, slots)
 
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalized images [N,3,S,S] → (logits [N,Y], x); `head.class_maps(x, classes)` gives any class's map.
+    def class_maps(self, images: Tensor, classes: Tensor | None = None) -> ClassMaps:
+        """Raw maps of the given classes, int64 [N] or [N,L], or of all classes, with the logits of the same pass.
 
         The caller sets `eval()` and `torch.no_grad()`.
         """
-        x = self.head(self.body(images))
-        return self.head.logits(x), x
+        x = self.head(self.body(self.normalize(images)))
+        return ClassMaps(self.head.logits(x), self.head.class_maps(x, classes))
 
 
-def find_backbone(name: str) -> BackboneSpec:
-    """The registered backbone of that name; UserError with the nearest name if there is none."""
-    if name not in BACKBONES:
-        nearest = difflib.get_close_matches(name.lower(), BACKBONES, n=1, cutoff=0)[0]
-        raise UserError(f"model.backbone={name} is unknown; did you mean {nearest}? There are {', '.join(BACKBONES)}")
-    return BACKBONES[name]
+def build_localizer(backbone: str, num_classes: int, head_width: int = 0) -> Localizer:
+    """A freshly initialized localizer; `load_imagenet_weights(localizer.body, backbone)` fills its body.
 
+    Args:
+        backbone: a name in `BACKBONES`.
+        head_width: channels of the head's hidden layers; 0 takes the backbone's.
 
-def build_localizer(backbone: str, num_classes: int) -> Localizer:
-    """A freshly initialized localizer; `load_imagenet_weights(localizer.body, backbone)` fills its body."""
-    spec = find_backbone(backbone)
-    head = LocalizationHead(spec.feature_dim, num_classes, width=spec.head_width, init=spec.head_init)
-    return Localizer(spec.body(), head)
+    Raises:
+        UserError: an unknown backbone.
+    """
+    found = find_backbone(backbone)
+    body = found.build()
+    head = LocalizationHead(body.out_channels, num_classes, width=head_width or found.head_width, init=found.head_init)
+    return Localizer(body, head, found.mean, found.std)

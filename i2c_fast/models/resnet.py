@@ -86,6 +86,7 @@ class ResNetBody(nn.Module):
     """
 
     out_channels: int
+    stride: int = 8
 
     def __init__(self, block: type[Residual], depths: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()

@@ -24,6 +24,7 @@ class VGG16Body(nn.Module):
     """
 
     out_channels: int = 512
+    stride: int = 8
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .localizer import BackboneSpec, find_backbone
+from .backbones import Backbone, find_backbone
 
 HASHED_NAME = re.compile(r"-([0-9a-f]{8})\.pth$")  # torchvision's file names end in the start of their SHA-256
 LISTED = 3  # names an error message gives before it only counts
@@ -40,8 +40,10 @@ def load_imagenet_weights(body: nn.Module, backbone: str, source: str | Path = "
         UserError: the backbone is unknown; the file cannot be had, read or trusted; or it lacks a tensor of the body or
             has one in another shape (the body is then unchanged).
     """
-    spec = find_backbone(backbone)
-    path = _cached_checkpoint(spec) if source == "imagenet" else Path(source).expanduser()
+    found = find_backbone(backbone)
+    if source == "imagenet" and not found.weights_file:
+        raise UserError(f"model.weights=imagenet: none are known for {backbone}; give model.weights=none, or a file")
+    path = _cached_checkpoint(found) if source == "imagenet" else Path(source).expanduser()
     state = _read_state(path)
     report = _compare(body, state)
     if report.missing:
@@ -58,9 +60,9 @@ def load_imagenet_weights(body: nn.Module, backbone: str, source: str | Path = "
     return report
 
 
-def _cached_checkpoint(spec: BackboneSpec) -> Path:
-    """The place of the checkpoint in torch hub's cache, downloaded by one process while the node's others wait."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / spec.weights_file
+def _cached_checkpoint(backbone: Backbone) -> Path:
+    """Path of the checkpoint in torch hub's cache, downloaded by one process while the node's others wait."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / backbone.weights_file
     if path.is_file():
         return path
     try:
@@ -68,13 +70,13 @@ def _cached_checkpoint(spec: BackboneSpec) -> Path:
         with FileLock(f"{path}.lock"):
             if not path.is_file():
                 torch.hub.download_url_to_file(
-                    spec.weights_url, str(path), _hash_prefix(path), progress=sys.stderr.isatty()
+                    backbone.weights_url, str(path), _hash_prefix(path), progress=sys.stderr.isatty()
                 )
     # RuntimeError is the hub's word for a wrong hash.
     except (OSError, http.client.HTTPException, RuntimeError) as error:
         raise UserError(
-            f"cannot download {spec.weights_file} ({_one_line(error)}): "
-            f"fetch {spec.weights_url} where there is a network and put it at {path}"
+            f"cannot download {backbone.weights_file} ({_one_line(error)}): "
+            f"fetch {backbone.weights_url} where there is a network and put it at {path}"
         ) from error
     return path
 

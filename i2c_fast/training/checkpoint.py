@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..config import Config, build_config
 from ..data import RESIZE
 from ..errors import UserError
 from ..files import write_bytes
+from ..methods import METHODS, Method
 from ..models import Localizer, build_localizer
 
-FORMAT = 1
+FORMAT = 2
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -77,17 +79,23 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] | None = None) -> di
     raise AssertionError("the loop returns or raises")
 
 
-def restore_model(state: dict[str, Any]) -> Localizer:
-    """The model of a checkpoint, on the CPU."""
-    model = build_localizer(state["config"]["model"]["backbone"], len(state["classes"]))
+def build_method(config: Config, stage: str, model: Localizer) -> Method:
+    """The method of a stage over a model."""
+    return METHODS[config.stages[stage].method](model, config.options_of(stage), config.run.seed)
+
+
+def restore_predictor(state: dict[str, Any]) -> nn.Module:
+    """What a checkpoint's method evaluates and exports, on the CPU; see `Method.predictor`."""
+    config = build_config(state["config"], "the checkpoint")
+    model = build_localizer(config.model.backbone, len(state["classes"]), config.model.head_width)
     model.load_state_dict(state["model"])
-    return model
+    return build_method(config, state["stage"], model).load_own_state(state["method"]).predictor
 
 
 def stored_threshold(state: dict[str, Any]) -> int | None:
-    """Grey level at which the run's last evaluation localized best, if it was by the paper's protocol and on boxes.
+    """Gray level at which the run's last evaluation localized best, if it was by the paper's protocol and on boxes.
 
-    Another protocol's grey levels are not those of the maps that predictions draw.
+    Another protocol's gray levels are not those of the maps that predictions draw.
     """
     scores = state["scores"] or {}
     return scores["gt_known"]["threshold"] if scores.get("protocol") == "paper" and "gt_known" in scores else None

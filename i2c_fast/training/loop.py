@@ -10,18 +10,17 @@ from rich.console import Console
 from torch import Tensor
 
 from ..config import Config, as_dict
-from ..data import ClassPairedSampler, ImageIndex, TrainBatch, TrainBatches, train_loader
+from ..data import SAMPLERS, ImageIndex, Sampler, TrainBatch, TrainBatches, train_loader
 from ..errors import UserError
 from ..evaluation import Scores, headline
-from ..losses import InterImageLoss
-from ..models import Localizer, find_backbone
+from ..models import Localizer
 from ..runtime import Runtime, seed_all
-from .checkpoint import checkpoint_path, save_checkpoint
+from .checkpoint import build_method, checkpoint_path, save_checkpoint
 from .logs import Meter, RunLog
 from .optimizer import build_optimizer, learning_rate, set_learning_rate
 from .scoring import score_split
 from .signals import StopRequest
-from .step import TERMS, TrainStep
+from .step import TrainStep
 from .timeline import Timeline
 from .unreadable import UnreadableImages
 
@@ -31,7 +30,7 @@ class RunStopped(Exception):
 
 
 class Trainer:
-    """Trains a model along its timeline and keeps the run folder.
+    """Trains a model along its timeline, stage by stage, and keeps the run folder.
 
     Args:
         config: resolved configuration. run: folder of logs and checkpoints.
@@ -51,8 +50,8 @@ class Trainer:
     ) -> None:
         self.config, self.run, self.model, self.runtime, self.console = config, run, model, runtime, console
         self.train_index, self.val_index = train, val
-        self.sampler = ClassPairedSampler(train.labels, config.batch.classes, config.batch.images, config.run.seed)
-        self.timeline = Timeline(config, self.sampler.steps_per_epoch)
+        # Of the same length whatever the plan.
+        self.timeline = Timeline(config, self._sampler("class_paired").steps_per_epoch)
         self.unreadable = UnreadableImages(run, train, config.data.max_unreadable, console)
         self.step = 0  # steps done
         self.epoch_closed = True  # at an epoch's end: it was evaluated if that was due
@@ -68,31 +67,42 @@ class Trainer:
             RunStopped: a signal asked for it; the checkpoint is written.
             UserError: too many steps in a row were not finite, too many images unreadable, or the disk is full.
         """
-        data = self.config.data
         with StopRequest() as stop, RunLog(self.run, self.step) as log:
-            # One loader for the rest of the run: its processes go on with the next epoch while this one is evaluated.
-            batches = train_loader(
-                TrainBatches(self.train_index, self.sampler, data.image_size, data.short_side),
-                [self.timeline.place(step)[1:3] for step in range(self.step, self.timeline.steps)],
-                data.workers,
-            )
             if not self.epoch_closed and self.step % self.timeline.steps_per_epoch == 0:
                 self._close_epoch(log, stop)
             while self.step < self.timeline.steps:
                 place = self.timeline.place(self.step)
                 if self.step and place.step_in_stage == 0:
+                    self.method.close()
                     self._open_stage(place.stage)
-                self._train_epoch(batches, log, stop)
-                self._close_epoch(log, stop)
+                self._train_stage(place.stage, log, stop)
         return self.scores
+
+    def _train_stage(self, stage: str, log: RunLog, stop: StopRequest) -> None:
+        data, plan = self.config.data, self.config.batch.plan
+        sampler = self._sampler(self.method.plan if plan == "auto" else plan)
+        end = self.timeline.end_of_stage(stage)
+        # One loader for the rest of the stage: its processes go on with the next epoch while this one is evaluated.
+        batches = train_loader(
+            TrainBatches(self.train_index, sampler, data.image_size, data.short_side),
+            (self.timeline.place(step)[1:3] for step in range(self.step, end)),
+            data.workers,
+        )
+        while self.step < end:
+            self._train_epoch(batches, log, stop)
+            self._close_epoch(log, stop)
+
+    def _sampler(self, plan: str) -> Sampler:
+        batch = self.config.batch
+        return SAMPLERS[plan](self.train_index.labels, batch.classes, batch.images, self.config.run.seed)
 
     def _train_epoch(self, batches: Iterator[TrainBatch], log: RunLog, stop: StopRequest) -> None:
         run, per_epoch = self.config.run, self.timeline.steps_per_epoch
         place = self.timeline.place(self.step)
         stage = self.timeline.stages[place.stage]
         unread: list[tuple[int, float, Tensor]] = []
-        self.model.train()
-        title = f"{place.stage} epoch {place.epoch + 1}/{self.timeline.epochs}"
+        self.method.train()
+        title = f"{place.stage} ({stage.method}) epoch {place.epoch + 1}/{self.timeline.epochs}"
         with Meter(self.console, title, per_epoch, place.step_in_epoch) as meter:
             for batch in islice(batches, per_epoch - place.step_in_epoch):
                 self.unreadable.note(batch.unreadable)
@@ -115,9 +125,10 @@ class Trainer:
 
     def _log_steps(self, log: RunLog, stage: str, unread: list[tuple[int, float, Tensor]]) -> str:
         # The only place where the loop waits for the device, and it reads many steps at once.
-        rows = [dict(zip(TERMS, row, strict=True)) for row in torch.stack([terms for *_, terms in unread]).tolist()]
+        values = torch.stack([terms for *_, terms in unread]).tolist()
+        rows = [dict(zip(self.train_step.terms, row, strict=True)) for row in values]
         for (step, rate, _), row in zip(unread, rows, strict=True):
-            log.write("train", step, {"stage": stage, "lr": rate, **row})
+            log.write("train", step, {"stage": stage, "method": self.method.name, "lr": rate, **row})
             self.skipped_in_row = self.skipped_in_row + 1 if row["skipped"] else 0
             if self.skipped_in_row >= self.config.run.max_skipped:
                 log.flush()
@@ -127,7 +138,7 @@ class Trainer:
                 )
         log.flush()
         unread.clear()
-        return f"loss {rows[-1]['loss']:.3f}  accuracy {100 * rows[-1]['accuracy']:.0f} %"
+        return "  ".join(f"{name} {rows[-1][name]:.3f}" for name in ("loss", "accuracy") if name in rows[-1])
 
     def _close_epoch(self, log: RunLog, stop: StopRequest) -> None:
         done, every = self.step // self.timeline.steps_per_epoch, self.config.eval.every
@@ -145,7 +156,9 @@ class Trainer:
             if stop.requested:
                 self._stop(stop)
 
-        return score_split(self.model, self.val_index, self.runtime, self.config, self.console, leave_if_asked)
+        return score_split(
+            self.method.predictor, self.val_index, self.runtime, self.config, self.console, leave_if_asked
+        )
 
     def _stop(self, stop: StopRequest) -> None:
         self._save()
@@ -155,36 +168,22 @@ class Trainer:
         save_checkpoint(checkpoint_path(self.run, self.step), self.state(), self.config.run.keep_checkpoints)
 
     def _open_stage(self, stage: str) -> None:
-        """Objective, optimizer and step of a stage; momentum starts anew with each."""
-        i2c = self.config.i2c
-        self.criterion: InterImageLoss | None = None
-        if stage == "i2c" and (i2c.sc_weight > 0 or i2c.gc_weight > 0):
-            self.criterion = InterImageLoss(
-                len(self.train_index.classes),
-                find_backbone(self.config.model.backbone).feature_dim,
-                k=i2c.k,
-                threshold=i2c.threshold,
-                alpha=i2c.alpha,
-                distance=i2c.distance,
-                seed_choice=i2c.seed_choice,
-                center_update=i2c.center_update,
-                seed=self.config.run.seed,
-                auto_commit=False,
-            ).to(self.runtime.device)
-        optimizer = build_optimizer(self.model, self.criterion, self.config.optim)
-        self.train_step = TrainStep(self.model, self.criterion, optimizer, self.runtime, i2c.sc_weight, i2c.gc_weight)
+        """Method, optimizer and step of a stage; the model goes on, momentum starts anew."""
+        self.method = build_method(self.config, stage, self.model).to(self.runtime.device)
+        self.train_step = TrainStep(self.method, build_optimizer(self.method, self.config.optim), self.runtime)
 
     def state(self) -> dict[str, Any]:
         """Everything a continuation needs; all randomness follows from the configuration's seed and the step."""
         return {
             "step": self.step,
+            "stage": self.timeline.place(max(0, self.step - 1)).stage,
             "epoch_closed": self.epoch_closed,
             "skipped_in_row": self.skipped_in_row,
             "config": as_dict(self.config),
             "classes": list(self.train_index.classes),
             "train_fingerprint": self.train_index.fingerprint(),
             "model": self.model.state_dict(),
-            "criterion": None if self.criterion is None else self.criterion.state_dict(),
+            "method": self.method.own_state(),
             "optimizer": self.train_step.optimizer.state_dict(),
             "scores": self.summary,
         }
@@ -194,8 +193,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.step, self.epoch_closed = state["step"], state["epoch_closed"]
         self.skipped_in_row, self.summary = state["skipped_in_row"], state["scores"]
-        # Objective and optimizer are those of the last step done; a stage that starts with the next opens its own.
-        self._open_stage(self.timeline.place(self.step - 1).stage)
-        if self.criterion is not None:
-            self.criterion.load_state_dict(state["criterion"])
+        # Method and optimizer are those of the last step done; a stage that starts with the next opens its own.
+        self.method.close()
+        self._open_stage(state["stage"])
+        self.method.load_own_state(state["method"])
         self.train_step.optimizer.load_state_dict(state["optimizer"])

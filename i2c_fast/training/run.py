@@ -15,7 +15,7 @@ from ..evaluation import BatchObserver, Scores, write_maps
 from ..files import write_bytes, write_json
 from ..models import Localizer, build_localizer, load_imagenet_weights
 from ..runtime import open_runtime, seed_all
-from .checkpoint import checkpoints_of, load_checkpoint, restore_model, save_weights
+from .checkpoint import checkpoints_of, load_checkpoint, restore_predictor, save_weights
 from .loop import Trainer
 from .scoring import score_split
 
@@ -79,9 +79,14 @@ def build_trainer(config: Config, run: Path, console: Console, state: dict[str, 
     runtime = open_runtime(config.run.device, config.run.precision, config.run.deterministic, config.run.threads)
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
     seed_all(config.run.seed)
-    model = build_localizer(config.model.backbone, len(train.classes))
+    model = build_localizer(config.model.backbone, len(train.classes), config.model.head_width)
+    if config.data.image_size < 2 * model.body.stride:
+        raise UserError(
+            f"model.backbone={config.model.backbone} has stride {model.body.stride}, its maps would be one pixel; "
+            f"data.image_size must be {2 * model.body.stride} or more, is {config.data.image_size}"
+        )
     if state is not None:
-        _check_backbone(state, config)
+        _check_model(state, config)
         _check_classes(state, train)
     elif config.model.init:
         _load_start(model, config, train)
@@ -89,8 +94,8 @@ def build_trainer(config: Config, run: Path, console: Console, state: dict[str, 
         raise UserError("model.init_head=new needs model.init, the checkpoint or run to start from")
     elif config.model.weights != "none":
         report = load_imagenet_weights(model.body, config.model.backbone, config.model.weights)
-        left_over = f"; left over: {', '.join(report.unexpected)}" if report.unexpected else ""
-        console.print(f"ImageNet weights: {report.loaded} tensors loaded{left_over}", highlight=False)
+        left_over = f", {len(report.unexpected)} of other layers left over" if report.unexpected else ""
+        console.print(f"ImageNet weights: {len(report.loaded)} tensors loaded{left_over}", highlight=False)
     trainer = Trainer(config, run, runtime.place(model), train, val, runtime, console)
     if state is not None:
         if state["train_fingerprint"] != train.fingerprint():
@@ -132,7 +137,7 @@ def score_checkpoint(
     config = build_config(state["config"], "the checkpoint", overrides)
     runtime = open_runtime(config.run.device, config.run.precision, config.run.deterministic, config.run.threads)
     index = open_split(config.data, split)
-    _check_backbone(state, config)
+    _check_model(state, config)
     _check_classes(state, index)
     if split == "boxed_train" and not any(map(len, index.boxes)):
         raise UserError(
@@ -145,7 +150,7 @@ def score_checkpoint(
         if maps is not None:
             write_maps(maps, index, images, raws)
 
-    return score_split(runtime.place(restore_model(state)), index, runtime, config, console, watch), index
+    return score_split(runtime.place(restore_predictor(state)), index, runtime, config, console, watch), index
 
 
 def _check_same_run(config: Config, state: dict[str, Any]) -> None:
@@ -155,10 +160,11 @@ def _check_same_run(config: Config, state: dict[str, Any]) -> None:
             raise UserError(f"the run was started with {key}={then}, not {now}; give that, or start another --output")
 
 
-def _check_backbone(state: dict[str, Any], config: Config) -> None:
-    trained = state["config"]["model"]["backbone"]
-    if trained != config.model.backbone:
-        raise UserError(f"the checkpoint holds a {trained}, model.backbone is {config.model.backbone}")
+def _check_model(state: dict[str, Any], config: Config) -> None:
+    for key in ("backbone", "head_width"):
+        trained, wanted = state["config"]["model"][key], getattr(config.model, key)
+        if trained != wanted:
+            raise UserError(f"the checkpoint holds model.{key}={trained}, the configuration asks for {wanted}")
 
 
 def _check_classes(state: dict[str, Any], index: ImageIndex, way_out: str = "") -> None:
@@ -172,7 +178,7 @@ def _check_classes(state: dict[str, Any], index: ImageIndex, way_out: str = "") 
 def _load_start(model: Localizer, config: Config, index: ImageIndex) -> None:
     """Weights of ``model.init``; with ``model.init_head=new`` all but the class layer fc8."""
     state = load_checkpoint(Path(config.model.init))
-    _check_backbone(state, config)
+    _check_model(state, config)
     weights = dict(state["model"])
     if config.model.init_head == "new":
         weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.fc8.")}

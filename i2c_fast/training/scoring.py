@@ -1,18 +1,17 @@
 """Score a model as a configuration says, with a progress bar."""
 
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Config
 from ..data import ImageIndex
 from ..evaluation import BatchObserver, Scores, evaluate, named_protocol
-from ..models import Localizer
 from ..runtime import Runtime
 from .logs import Meter
 
 
 def score_split(
-    model: Localizer,
+    model: nn.Module,
     index: ImageIndex,
     runtime: Runtime,
     config: Config,

@@ -1,92 +1,83 @@
 """One training step, without a synchronization between host and device.
 
-images uint8 → normalized → body → F → head → logits and the label's map → seeds → SC, GC → CE + λ1·SC + λ2·GC (Eq. 6)
-→ backward → optimizer → centers.
+batch on the device → the method's loss → backward → optimizer → what the method updates itself.
 """
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data import TrainBatch, normalize_images
-from ..losses import InterImageLoss
-from ..models import Localizer
+from ..data import TrainBatch
+from ..methods import Method
 from ..runtime import Runtime
-
-# What a step reports, in this order: the losses, then the share of right classes, the mean number of pixels above the
-# threshold (Fig. 4a), and whether the step was skipped because something in it was not finite.
-TERMS = ("loss", "ce", "sc", "gc", "accuracy", "seed_pixels", "skipped")
 
 
 class TrainStep:
-    """Applies batches to a model.
+    """Applies batches to a method and its model.
 
-    A step whose loss or gradient is not finite leaves no trace: a flag on the device keeps weights, momentum, centers,
-    counters and BatchNorm statistics as they were. Only the step number and the draws advance.
+    A step whose loss or gradient is not finite leaves no trace: a flag on the device keeps weights, momentum, the
+    method's state and BatchNorm statistics as they were. Only the step number and the random draws advance.
 
     Args:
-        model: in training mode on the runtime's device.
-        criterion: with ``auto_commit=False``; None trains by cross-entropy alone.
+        method: in training mode on the runtime's device.
         optimizer: from `build_optimizer`; its learning rates are set by the caller.
-        sc_weight, gc_weight: λ1, λ2.
     """
 
-    def __init__(
-        self,
-        model: Localizer,
-        criterion: InterImageLoss | None,
-        optimizer: torch.optim.SGD,
-        runtime: Runtime,
-        sc_weight: float = 0.0,
-        gc_weight: float = 0.0,
-    ) -> None:
-        self.model, self.criterion, self.optimizer, self.runtime = model, criterion, optimizer, runtime
-        self.sc_weight, self.gc_weight = sc_weight, gc_weight
-        self.statistics = [
-            buffer for module in model.modules() if isinstance(module, nn.BatchNorm2d) for buffer in module.buffers()
-        ]
+    def __init__(self, method: Method, optimizer: torch.optim.SGD, runtime: Runtime) -> None:
+        self.method, self.optimizer, self.runtime = method, optimizer, runtime
+        self.terms: tuple[str, ...] = ()  # names of what a step returns, known after the first
+        self.statistics = [Statistics(buffers) for buffers in _buffers_by_dtype(method) if buffers]
 
     def __call__(self, batch: TrainBatch) -> Tensor:
-        """Train on one batch; returns `TERMS` as fp32 [7] on the device."""
-        device = self.runtime.device
-        labels = batch.labels.to(device, non_blocking=True)
-        statistics = [buffer.clone() for buffer in self.statistics]
+        """Train on one batch; returns the method's terms and ``skipped``, named by `terms`, fp32 [T] on the device.
 
-        images = normalize_images(batch.images, device)
+        ``skipped`` is 1 if something in the step was not finite, else 0.
+        """
+        for statistics in self.statistics:
+            statistics.keep()
         with self.runtime.autocast():
-            seeds = 0 if self.criterion is None else self.criterion.k
-            logits, maps, features, slots = self.model(images, labels, seeds)
-        ce = cross_entropy(logits.float(), labels)
-        sc = gc = pixels = torch.zeros((), device=device)
-        loss = ce
-        if self.criterion is not None:
-            terms = self.criterion(
-                features,
-                maps,
-                labels,
-                slots=slots,
-                image_ids=batch.image_ids.to(device, non_blocking=True),
-                groups=batch.groups.to(device, non_blocking=True),
-            )
-            sc, gc, pixels = terms.sc, terms.gc, terms.counts.float().mean()
-            loss = ce + self.sc_weight * sc + self.gc_weight * gc
+            terms = self.method(batch.to(self.runtime.device))
+        self.terms = (*terms, "skipped")
 
         self.optimizer.zero_grad()
-        loss.backward()
-        skipped = self._not_finite(loss.detach())
+        terms["loss"].backward()
+        skipped = self._not_finite(terms["loss"].detach())
         # Fused optimizers look at this flag on the device, as they do under GradScaler.
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
-        if self.criterion is not None:
-            self.criterion.commit(found_inf=skipped)
-        for buffer, before in zip(self.statistics, statistics, strict=True):
-            buffer.copy_(torch.where(skipped != 0, before, buffer))
-
-        accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        return torch.stack([loss.detach(), ce.detach(), sc.detach(), gc.detach(), accuracy, pixels, skipped])
+        self.method.after_step(skipped)
+        for statistics in self.statistics:
+            statistics.restore(skipped)
+        return torch.stack([*(term.detach().float() for term in terms.values()), skipped])
 
     def _not_finite(self, loss: Tensor) -> Tensor:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         # A norm is finite only if every element is.
         norm = torch.nn.utils.get_total_norm(gradients)
-        return (~(norm.isfinite() & loss.isfinite())).float()
+        return (~(norm + loss).isfinite()).float()
+
+
+class Statistics:
+    """Buffers of one dtype that a forward changes and a skipped step gives back, in calls that do not grow in number.
+
+    Args:
+        buffers: written in place by the forward, on one device.
+    """
+
+    def __init__(self, buffers: list[Tensor]) -> None:
+        self.views = [buffer.view(-1) for buffer in buffers]
+        self.sizes = [view.numel() for view in self.views]
+
+    def keep(self) -> None:
+        """Remember the values of now."""
+        self.before = torch.cat(self.views)
+
+    def restore(self, skipped: Tensor) -> None:
+        """Write back what `keep` saw where `skipped` is not 0."""
+        values = torch.where(skipped != 0, self.before, torch.cat(self.views))
+        torch._foreach_copy_(self.views, values.split(self.sizes))
+
+
+def _buffers_by_dtype(method: Method) -> list[list[Tensor]]:
+    buffers = [b for module in method.modules() if isinstance(module, _BatchNorm) for b in module.buffers()]
+    return [[b for b in buffers if b.dtype == dtype] for dtype in dict.fromkeys(b.dtype for b in buffers)]

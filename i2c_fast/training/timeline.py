@@ -1,8 +1,9 @@
-"""Where a global step lies: stage, epoch and step within them."""
+"""Where a step lies in a run: stage, epoch and step within them."""
 
 from typing import NamedTuple
 
 from ..config import Config, StageConfig
+from ..errors import UserError
 
 
 class Place(NamedTuple):
@@ -15,21 +16,28 @@ class Place(NamedTuple):
 
 
 class Timeline:
-    """The steps of a run: stage 0 (cross-entropy), then the I²C stage, a fixed number of steps an epoch."""
+    """The steps of a run: its stages one after the other, a fixed number of steps an epoch.
+
+    Raises:
+        UserError: the configuration has no stage to train.
+    """
 
     def __init__(self, config: Config, steps_per_epoch: int) -> None:
         self.steps_per_epoch = steps_per_epoch
-        self.stages: dict[str, StageConfig] = {"stage0": config.stage0, "i2c": config.i2c}
+        self.stages: dict[str, StageConfig] = {name: stage for name, stage in config.stages.items() if stage.epochs}
+        if not self.stages:
+            raise UserError("the configuration has no stage to train; give stage0.method and stage0.epochs")
         self.epochs = sum(stage.epochs for stage in self.stages.values())
         self.steps = self.epochs * steps_per_epoch
 
     def place(self, step: int) -> Place:
         """Place of the step-th step (from 0); the run's end lies after the last step of its last stage."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        name = "stage0" if epoch < self.stages["stage0"].epochs else "i2c"
-        first = 0 if name == "stage0" else self.stages["stage0"].epochs * self.steps_per_epoch
-        return Place(name, epoch, step_in_epoch, step - first)
+        stage = next((name for name in self.stages if step < self.end_of_stage(name)), list(self.stages)[-1])
+        first = self.end_of_stage(stage) - self.stages[stage].epochs * self.steps_per_epoch
+        return Place(stage, epoch, step_in_epoch, step - first)
 
-    def starts_stage(self, step: int) -> bool:
-        """Whether a stage begins with this step."""
-        return step < self.steps and self.place(step).step_in_stage == 0
+    def end_of_stage(self, stage: str) -> int:
+        """The number of steps done when a stage ends."""
+        names = list(self.stages)
+        return self.steps_per_epoch * sum(self.stages[name].epochs for name in names[: names.index(stage) + 1])

@@ -1,0 +1,91 @@
+"""The registry of backbones: ours, and those of other packages by `register_backbone`."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..errors import UserError
+from .inception import InceptionV3Body
+from .initialization import InitScheme
+from .resnet import ResNet18Body, ResNet50Body
+from .vgg import VGG16Body
+
+# The statistics torchvision's ImageNet weights were trained with, RGB in units of 255.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Body(Protocol):
+    """What a backbone has to be: an `nn.Module`, normalized images [N,3,S,S] → features [N,D,S/stride,S/stride]."""
+
+    out_channels: int  # D
+    stride: int  # the paper's maps need 8
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How a backbone is built, and the head and ImageNet weights that go with it.
+
+    `weights_file` is torchvision's checkpoint `weights_name`; the eight hex digits that end its name begin its SHA-256.
+    A backbone without one starts from what `build` gives.
+    """
+
+    build: Callable[[], Body]
+    head_width: int = 1024
+    head_init: InitScheme = "xavier"
+    weights_name: str = ""
+    weights_file: str = ""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def weights_url(self) -> str:
+        return f"https://download.pytorch.org/models/{self.weights_file}"
+
+
+BACKBONES: dict[str, Backbone] = {
+    "vgg16": Backbone(VGG16Body, 1024, "xavier", "VGG16_Weights.IMAGENET1K_V1", "vgg16-397923af.pth"),
+    "resnet50": Backbone(ResNet50Body, 1024, "normal", "ResNet50_Weights.IMAGENET1K_V1", "resnet50-0676ba61.pth"),
+    "inception_v3": Backbone(
+        InceptionV3Body, 1024, "xavier", "Inception_V3_Weights.IMAGENET1K_V1", "inception_v3_google-0cc3c7bd.pth"
+    ),
+    "resnet18": Backbone(ResNet18Body, 256, "xavier", "ResNet18_Weights.IMAGENET1K_V1", "resnet18-f37072fd.pth"),
+}
+
+
+def register_backbone(
+    name: str,
+    build: Callable[[], Body],
+    *,
+    head_width: int = 1024,
+    head_init: InitScheme = "xavier",
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> None:
+    """Make a body of another package available as ``model.backbone=NAME``, for this process.
+
+    Args:
+        name: not yet taken.
+        build: returns a new body, with the weights it is to start from; ``model.weights`` must then be ``none``.
+        head_width, head_init: of the localization head over it.
+        mean, std: by which its images are normalized, RGB in units of 255.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in BACKBONES:
+        raise ValueError(f"there is a backbone {name!r} already; choose another name")
+    BACKBONES[name] = Backbone(build, head_width, head_init, mean=mean, std=std)
+
+
+def find_backbone(name: str) -> Backbone:
+    """The registered backbone of that name; UserError with the nearest name if there is none."""
+    if name not in BACKBONES:
+        nearest = difflib.get_close_matches(name.lower(), BACKBONES, n=1, cutoff=0)[0]
+        raise UserError(f"model.backbone={name} is unknown; did you mean {nearest}? There are {', '.join(BACKBONES)}")
+    return BACKBONES[name]
