@@ -50,7 +50,7 @@ class Sample:
 
     raw: NDArray[np.float32]
     size: tuple[int, int]  # of its image
-    truth: NDArray[np.float32]  # [B, 4]
+    gt_boxes: NDArray[np.float32]  # [B, 4]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Contest:
     def ours(self, sample: Sample) -> Verdicts:
         """Verdicts at the 1000 thresholds. wsolevaluation's come with both box metrics, whichever is asked for."""
         protocol = PAPER if self.metric == "paper" else STANDARD
-        verdict = protocol.verdict(sample.raw, *sample.size, sample.truth)
+        verdict = protocol.verdict(sample.raw, *sample.size, sample.gt_boxes)
         found = verdict.contours if self.metric == "MaxBoxAccV2" else verdict.box
         assert found is not None
         return STANDARD.expand(found)  # whose grid is 0…254, as the paper protocol's
@@ -72,21 +72,21 @@ class Contest:
     def loop(self, sample: Sample, distinct: bool) -> Verdicts:
         """The same, mask by mask; `distinct` takes each different mask once."""
         paper = self.metric == "paper"
-        grey = PAPER.grey(sample.raw, *sample.size) if paper else STANDARD.grey(sample.raw)
-        truth = sample.truth if paper else STANDARD.truth(sample.truth, *sample.size)
-        levels = [int(t * (255 if paper else grey.max())) for t in STANDARD.fractions]
+        gray = PAPER.gray(sample.raw, *sample.size) if paper else STANDARD.gray(sample.raw)
+        gt_boxes = sample.gt_boxes if paper else STANDARD.scale_gt_boxes(sample.gt_boxes, *sample.size)
+        levels = [int(t * (255 if paper else gray.max())) for t in STANDARD.fractions]
         different = sorted(set(levels))
-        found = [self._boxes(grey, level) for level in (different if distinct else levels)]
+        found = [self._boxes(gray, level) for level in (different if distinct else levels)]
         starts = np.cumsum([0, *map(len, found[:-1])])
-        overlaps = np.maximum.reduceat(intersection_over_union(np.concatenate(found), truth).max(1), starts)
+        overlaps = np.maximum.reduceat(intersection_over_union(np.concatenate(found), gt_boxes).max(1), starts)
         if distinct:
             overlaps = overlaps[np.searchsorted(different, levels)]
         if paper:
             return overlaps > 0.5
         return overlaps >= (np.array(CONTOUR_IOUS)[:, None] if self.metric == "MaxBoxAccV2" else 0.5)
 
-    def _boxes(self, grey: NDArray[np.uint8], level: int) -> NDArray[np.int32]:
-        _, mask = cv2.threshold(grey, level, 255, cv2.THRESH_BINARY)
+    def _boxes(self, gray: NDArray[np.uint8], level: int) -> NDArray[np.int32]:
+        _, mask = cv2.threshold(gray, level, 255, cv2.THRESH_BINARY)
         if self.metric == "paper":
             _, _, regions, _ = cv2.connectedComponentsWithStatsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_WU)
             x, y, w, h, _ = regions[1 + np.argmax(regions[1:, cv2.CC_STAT_AREA])] if len(regions) > 1 else [0] * 5
@@ -125,7 +125,7 @@ def loop_all(contest: Contest, distinct: bool) -> list[Verdicts]:
 
 
 def made_up(cells: int, side: int, sigma: float, size: tuple[int, int], count: int) -> list[Sample]:
-    """Noise of `cells` squared, blurred, enlarged to `side` squared; with a true box somewhere."""
+    """Noise of `cells` squared, blurred, enlarged to `side` squared; with a ground-truth box somewhere."""
     found = []
     for seed in range(count):
         rng = np.random.default_rng(seed)
@@ -147,13 +147,13 @@ def real(checkpoint: Path, root: str | None, count: int) -> list[Sample]:
     step = max(1, len(index) // count)  # images are sorted by class
     batches = EvalBatches(index, config.data.image_size, 1)
     found = []
-    for place in range(0, step * count, step):
-        batch = batches[place]
+    for i in range(0, step * count, step):
+        batch = batches[i]
         with torch.inference_mode():
             _, x = model.predict(normalize_images(batch.images, torch.device("cpu")))
             raw = model.head.class_maps(x, batch.labels)[0].float().numpy()
         width, height = batch.sizes[0].tolist()
-        found.append(Sample(raw, (width, height), index.boxes[place]))
+        found.append(Sample(raw, (width, height), index.boxes[i]))
     return found
 
 
@@ -243,8 +243,8 @@ def judge(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for one, other, least in BARS:
             name = f"{one} / {other}"
             measured = result["ratios"][name]
-            place = {"metric": result["metric"], "maps": result["maps"], "ratio": name}
-            found.append({**place, "at_least": least, "measured": measured, "kept": measured >= least})
+            row = {"metric": result["metric"], "maps": result["maps"], "ratio": name}
+            found.append({**row, "at_least": least, "measured": measured, "kept": measured >= least})
     return found
 
 

@@ -71,7 +71,7 @@ def test_train_evaluate_predict_from_the_shell(tiny_set: Path, tmp_path: Path) -
     shell("predict", "runs/mine", val, "--boxes", tiny_set, "--output", "out")
     predictions = json.loads((tmp_path / "out/boxes.json").read_text())["predictions"]
     assert len(predictions) == 12
-    assert all(len(p["true_boxes"]) == 1 and (tmp_path / "out" / p["overlay"]).is_file() for p in predictions)
+    assert all(len(p["gt_boxes"]) == 1 and (tmp_path / "out" / p["overlay"]).is_file() for p in predictions)
 
 
 def test_predict_uses_the_stored_threshold_unless_told(run: Path, tiny_set: Path, tmp_path: Path) -> None:

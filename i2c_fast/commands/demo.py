@@ -92,11 +92,11 @@ def _pictures(predictors: dict[str, Predictor], index: ImageIndex) -> Image:
     labels = [int(index.labels[i]) for i in chosen]
     rows = [
         [
-            draw_overlay(found.image, found.grey, found.box, index.boxes[i], side=150)
+            draw_overlay(found.image, found.gray, found.box, index.boxes[i], side=150)
             for i, found in zip(chosen, predictor(images, labels), strict=True)
         ]
         for predictor in predictors.values()
     ]
-    originals = [draw_overlay(images[i], truth=index.boxes[i], side=150) for i in chosen]
+    originals = [draw_overlay(images[i], gt_boxes=index.boxes[i], side=150) for i in chosen]
     names = ["images with true boxes (red)", *(f"{name}: label's map, predicted box (green)" for name in predictors)]
     return contact_sheet([originals, *rows], names, NOTICE)

@@ -11,7 +11,7 @@ from ..evaluation import PaperProtocol, centered_box_error, paired_differences, 
 from ..training import score_checkpoint
 
 # What --threshold-from calls the splits to choose thresholds by.
-CHOOSERS: dict[str, Split] = {"train": "boxed_train", "val": "fullsup"}
+THRESHOLD_SPLITS: dict[str, Split] = {"train": "boxed_train", "val": "fullsup"}
 
 
 def evaluate_checkpoint(
@@ -27,7 +27,7 @@ def evaluate_checkpoint(
     Args:
         checkpoint: a file, or a run folder, whose newest one is taken. overrides: ``key=value``.
         against: another checkpoint, to compare with image by image.
-        threshold_from: a key of `CHOOSERS`, the split whose best thresholds are taken; None: the scored split's own.
+        threshold_from: a key of `THRESHOLD_SPLITS`, the split to choose thresholds on; None: the scored split.
         maps: an empty folder in which to save the checkpoint's maps.
 
     Returns:
@@ -44,15 +44,16 @@ def evaluate_checkpoint(
         return score_checkpoint(path, overrides, console, split, maps=maps if path is checkpoint else None)
 
     paths = [checkpoint] if against is None else [against, checkpoint]
-    choosers = [score(path, CHOOSERS[threshold_from])[0] for path in paths] if threshold_from else []
+    thresholds_from = [score(path, THRESHOLD_SPLITS[threshold_from])[0] for path in paths] if threshold_from else []
     scores, indexes = zip(*(score(path, "val") for path in paths), strict=True)
     summaries = [
-        found.summary(choosers[place] if choosers else None, threshold_from or "") for place, found in enumerate(scores)
+        found.summary(thresholds_from[i] if thresholds_from else None, threshold_from or "")
+        for i, found in enumerate(scores)
     ]
     results: dict[str, Any] = {"errors": dict(zip(map(str, paths), summaries, strict=True))}
     if scores[-1].boxed.any():
         results["centered_box_gt_known_error"] = centered_box_error(indexes[-1], PaperProtocol())
     if against is not None:
-        pair = (choosers[0], choosers[1]) if choosers else None
+        pair = (thresholds_from[0], thresholds_from[1]) if thresholds_from else None
         results["differences"] = paired_differences(scores[0], scores[1], pair)
     return results

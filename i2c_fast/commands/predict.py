@@ -17,7 +17,7 @@ from ..data.index import IMAGE_SUFFIXES
 from ..data.loader import stack
 from ..errors import UserError
 from ..evaluation import PaperProtocol
-from ..evaluation.boxes import Grey
+from ..evaluation.boxes import Gray
 from ..files import write_json
 from ..report import draw_overlay, save_picture
 from ..runtime import Runtime, open_runtime
@@ -32,7 +32,7 @@ class Localization:
     image: Image  # uint8 RGB [H, W, 3]
     label: int  # predicted class, or the one asked for
     score: float  # its probability
-    grey: Grey  # uint8 [H, W] its normalized map
+    gray: Gray  # uint8 [H, W] its normalized map
     box: tuple[int, int, int, int]  # x0, y0, x1, y1, inclusive; (0, 0, −1, −1) for none
 
 
@@ -41,7 +41,7 @@ class Predictor:
 
     Args:
         state: from `load_checkpoint`. device: as ``run.device``.
-        threshold: grey level 0…254 of the boxes; None takes the one training's final evaluation stored.
+        threshold: gray level 0…254 of the boxes; None takes the one training's final evaluation stored.
 
     Raises:
         UserError: no threshold stored and none given, or a device that does not exist.
@@ -84,9 +84,9 @@ class Predictor:
         ]
 
     def _localize(self, image: Image, label: int, score: float, raw: NDArray[np.float32]) -> Localization:
-        grey = self.protocol.grey(raw, image.shape[1], image.shape[0])
-        x0, y0, x1, y1 = self.protocol.box(grey, self.threshold).tolist()
-        return Localization(image, label, score, grey, (x0, y0, x1, y1))
+        gray = self.protocol.gray(raw, image.shape[1], image.shape[0])
+        x0, y0, x1, y1 = self.protocol.box(gray, self.threshold).tolist()
+        return Localization(image, label, score, gray, (x0, y0, x1, y1))
 
 
 def open_predictor(checkpoint: Path, device: str = "auto", threshold: int | None = None) -> Predictor:
@@ -109,25 +109,25 @@ def write_predictions(
         UserError: a path that is not there, a file that is no image, or an output that cannot be written.
     """
     files = list(find_images(paths))
-    truth: dict[Path, NDArray[np.float32]] = {}
+    gt_boxes: dict[Path, NDArray[np.float32]] = {}
     if data_root is not None:
         index = read_split(data_root, "val")
-        truth = {index.file(i).resolve(): boxes for i, boxes in enumerate(index.boxes)}
+        gt_boxes = {index.file(i).resolve(): boxes for i, boxes in enumerate(index.boxes)}
     records = []
     with Meter(console, "predicting", len(files)) as meter:
         for number, file in enumerate(files):
             (found,) = predictor([read_or_complain(file)])
-            boxes = truth.get(file.resolve())
+            boxes = gt_boxes.get(file.resolve())
             # Names of different folders may be equal; the running number keeps their pictures apart.
             overlay = Path("overlays") / f"{number:05d}_{file.stem}.png"
-            save_picture(output / overlay, draw_overlay(found.image, found.grey, found.box, boxes, side=224))
+            save_picture(output / overlay, draw_overlay(found.image, found.gray, found.box, boxes, side=224))
             records.append(
                 {
                     "image": str(file),
                     "class": predictor.classes[found.label],
                     "score": round(found.score, 6),
                     "box": found.box if found.box[2] >= found.box[0] else None,
-                    **({} if boxes is None else {"true_boxes": boxes.tolist()}),
+                    **({} if boxes is None else {"gt_boxes": boxes.tolist()}),
                     "overlay": str(overlay),
                 }
             )

@@ -33,7 +33,7 @@ def score_saved_maps(
     """Score maps by boxes or, with `masks`, by masks, and say how many maps were not asked for.
 
     Args:
-        threshold_from: another split, with maps in the same place, on which the best thresholds are chosen.
+        threshold_from: another split, on which the best thresholds are chosen; `maps` holds its maps too.
         protocol: its name. Other arguments as `score_maps` and `score_masks`.
 
     Returns:

@@ -25,7 +25,7 @@ _MARK_HUES = (0.0, 0.14, 0.36, 0.58, 0.84)  # red, yellow, green, blue, magenta
 _MARK_SHAPES = ("disk", "triangle", "cross", "square")
 MAX_CLASSES = len(_MARK_HUES) * len(_MARK_SHAPES)  # the counts are coprime: every class has a (hue, shape) of its own
 _FAMILY_TEXTURES = ("noise", "stripes", "spots", "ramp", "noise")
-_FAMILY_SHARE = 0.8  # of the bodies wear their class's family look; at 1 the body would tell too much, at 0 nothing
+_FAMILY_FRACTION = 0.8  # of the bodies wear their class's family look; at 1 the body would tell too much, at 0 nothing
 _SUPERSAMPLE = 4  # a pixel's coverage is counted on 4 x 4 samples
 _TURN = np.linspace(0, 2 * np.pi, 64, endpoint=False)  # outlines are given by their radius at these angles
 _TRAIN, _VAL = 0, 1
@@ -92,10 +92,10 @@ def _write_val(root: Path, seed: int, classes: int, images: int, size: int) -> N
     pictures, annotations = root / "Data/CLS-LOC/val", root / "Annotations/CLS-LOC/val"
     pictures.mkdir(parents=True)
     annotations.mkdir(parents=True)
-    for place in range(images * classes):
-        number, class_index = divmod(place, classes)
+    for index in range(images * classes):
+        number, class_index = divmod(index, classes)
         drawing = draw_object(_stream(seed, _VAL, class_index, number), class_index, size)
-        name = f"ILSVRC2012_val_{place + 1:08d}"
+        name = f"ILSVRC2012_val_{index + 1:08d}"
         (pictures / f"{name}.JPEG").write_bytes(_jpeg(drawing))
         (annotations / f"{name}.xml").write_text(_annotation(name, class_id(class_index), drawing))
 
@@ -127,7 +127,8 @@ def draw_object(rng: np.random.Generator, class_index: int, size: int) -> Drawin
 
     The body spans 45-80 % of the image side; its hue and texture are in most objects those of a family of two or more
     classes, in the others any family's. The mark, about a fifth of the body across, sits on the body or across its
-    edge; its hue and shape together are the class's own. Outline, place, clutter, background and light know no class.
+    edge; its hue and shape together are the class's own. Nothing else depends
+    on the class.
     """
     if not 0 <= class_index < MAX_CLASSES or size < MIN_SIZE:
         raise ValueError(f"class_index {class_index}, size {size}: want 0 to {MAX_CLASSES - 1} and at least {MIN_SIZE}")
@@ -141,10 +142,10 @@ def draw_object(rng: np.random.Generator, class_index: int, size: int) -> Drawin
     anchor = body[rng.integers(len(body))] * rng.uniform(0.3, 1.0)
     mark = _mark_outline(class_index) @ _rotation(rng.normal(0, 0.2)) * (rng.uniform(0.18, 0.25) * extent / 2) + anchor
     points = np.concatenate([body, mark])
-    place = rng.uniform(1 - points.min(axis=0), size - 1 - points.max(axis=0))
-    body, mark = body + place, mark + place
+    offset = rng.uniform(1 - points.min(axis=0), size - 1 - points.max(axis=0))
+    body, mark = body + offset, mark + offset
 
-    family = class_index // 2 % len(_FAMILY_TEXTURES) if rng.random() < _FAMILY_SHARE else _any_family(rng)
+    family = class_index // 2 % len(_FAMILY_TEXTURES) if rng.random() < _FAMILY_FRACTION else _any_family(rng)
     image = _blend(image, _skin(rng, family, size), _coverage(size, body))
     hue = _MARK_HUES[class_index % len(_MARK_HUES)] + rng.normal(0, 0.01)
     mark_cover = _coverage(size, mark)
@@ -204,7 +205,7 @@ def _posed(rng: np.random.Generator, outline: Array, extent: float) -> Array:
 
 
 def _coverage(size: int, *polygons: Array) -> Array:
-    """[S, S, 1] share of each pixel that the union of the polygons covers."""
+    """[S, S, 1] fraction of each pixel that the union of the polygons covers."""
     canvas = np.zeros((size * _SUPERSAMPLE, size * _SUPERSAMPLE), np.float32)
     for polygon in polygons:  # one call each: a single call would leave their overlap out (even-odd rule)
         cv2.fillPoly(canvas, [np.round(polygon * _SUPERSAMPLE - 0.5).astype(np.int32)], 1.0)
@@ -245,5 +246,5 @@ def _rgb(hue: float, saturation: float, value: float) -> Array:
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
 
-def _blend(image: Array, paint: Array, share: Array) -> Array:
-    return image + share * (paint - image)
+def _blend(image: Array, paint: Array, coverage: Array) -> Array:
+    return image + coverage * (paint - image)

@@ -74,15 +74,15 @@ def is_cut_jpeg(data: bytes) -> bool:
     return data.startswith(_BEGINNINGS[0]) and data.rfind(_END_OF_IMAGE) < max(data.rfind(_START_OF_SCAN), 0)
 
 
-def train_crop(image: Image, short_side: int, size: int, place: NDArray[np.float64], flip: bool) -> Image:
+def train_crop(image: Image, short_side: int, size: int, offset: NDArray[np.float64], flip: bool) -> Image:
     """Resize the shorter side to `short_side`, cut a square of `size` pixels, perhaps mirror it.
 
-    Of an image longer than `MAX_ASPECT` times its shorter side, only that length around the place is resized.
+    Of an image longer than `MAX_ASPECT` times its shorter side, only that length around the offset is resized.
 
     Args:
         image: uint8 [H, W, 3].
         short_side, size: pixels, ``short_side ≥ size``.
-        place: x and y of the cut as shares, in [0, 1), of the free range.
+        offset: x and y of the cut as fractions, in [0, 1), of the free range.
         flip: mirror left and right.
 
     Returns:
@@ -91,14 +91,14 @@ def train_crop(image: Image, short_side: int, size: int, place: NDArray[np.float
     height, width = image.shape[:2]
     longest = MAX_ASPECT * min(height, width)
     if width > longest:
-        image = image[:, (start := int(place[0] * (width - longest + 1))) : start + longest]
+        image = image[:, (start := int(offset[0] * (width - longest + 1))) : start + longest]
     if height > longest:
-        image = image[(start := int(place[1] * (height - longest + 1))) : start + longest]
+        image = image[(start := int(offset[1] * (height - longest + 1))) : start + longest]
     height, width = image.shape[:2]
     scale = short_side / min(height, width)
     resized = resize(image, max(size, round(width * scale)), max(size, round(height * scale)))
-    x = int(place[0] * (resized.shape[1] - size + 1))
-    y = int(place[1] * (resized.shape[0] - size + 1))
+    x = int(offset[0] * (resized.shape[1] - size + 1))
+    y = int(offset[1] * (resized.shape[0] - size + 1))
     cut = resized[y : y + size, x : x + size]
     return cut[:, ::-1] if flip else cut
 

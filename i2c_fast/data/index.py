@@ -65,22 +65,22 @@ class ImageIndex:
         return self.root / self.paths[i]
 
 
-def check_names(paths: Collection[str], place: Path | str) -> None:
+def check_names(paths: Collection[str], location: Path | str) -> None:
     """Refuse paths that are not relative, inside and plain, or that come twice.
 
     Args:
-        place: where they stand, for the error.
+        location: where they stand, for the error.
 
     Raises:
         UserError: such a path.
     """
     repeated = first_repeated(paths)
     if repeated is not None:
-        raise UserError(f"{place}: image {repeated} is listed twice")
+        raise UserError(f"{location}: image {repeated} is listed twice")
     for path in paths:
         if _NOT_A_NAME.search(path):
             raise UserError(
-                f"{place}: image path {path!r} leaves its root or is not plain; "
+                f"{location}: image path {path!r} leaves its root or is not plain; "
                 "make it relative and inside, without empty parts, '.' and '..'"
             )
 
@@ -151,7 +151,7 @@ def images_by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> tuple
 
 
 def training_index(root: Path, folder: Path) -> ImageIndex:
-    """Index of ``folder/<class>/<image>``; labels are the places of the sorted class names.
+    """Index of ``folder/<class>/<image>``; labels are the indices of the sorted class names.
 
     Raises:
         UserError: no class folders, or one without images: a class that was never unpacked, or images a level deeper.

@@ -21,7 +21,7 @@ FORMATS = {
 }
 
 _ORIENTATION = 0x112  # EXIF tag
-_PNG_DEPTH = 24  # place of the bit depth, by PNG's specification
+_PNG_DEPTH = 24  # byte that holds the bit depth, by PNG's specification
 
 
 class Look(NamedTuple):

@@ -1,11 +1,11 @@
-"""From grey-level maps to boxes: regions and contours at every threshold, and how boxes overlap."""
+"""From gray-level maps to boxes: regions and contours at every threshold, and how boxes overlap."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Grey = NDArray[np.uint8]
+Gray = NDArray[np.uint8]
 Boxes = NDArray[np.int32]
 
 # Inclusive bounds of no pixel: width and height 0, so its overlap with any box is 0.
@@ -14,7 +14,7 @@ EMPTY_BOX = (0, 0, -1, -1)
 
 @dataclass(frozen=True)
 class Contours:
-    """What ``cv2.findContours(grey > t, RETR_TREE, CHAIN_APPROX_SIMPLE)`` finds at the thresholds t in 0…254.
+    """What ``cv2.findContours(gray > t, RETR_TREE, CHAIN_APPROX_SIMPLE)`` finds at the thresholds t in 0…254.
 
     A contour runs through the outermost pixels of an 8-connected region, or through the pixels around a hole of it. Its
     box is tight, with inclusive bounds.
@@ -34,18 +34,18 @@ class Contours:
         return self.boxes[(low <= threshold) & (threshold <= high)]
 
     def best(self, values: NDArray[np.float64]) -> NDArray[np.intp]:
-        """Place in `boxes` of the highest of `values` [S] at each threshold, [255]; −1 where there is no contour."""
+        """Index in `boxes` of the highest of `values` [S] at each threshold, [255]; −1 where there is no contour."""
         from .sweep import leaders
 
         return np.asarray(leaders(self.states, values), np.intp)
 
 
-def largest_region_boxes(grey: Grey, thresholds: NDArray[np.int64]) -> Boxes:
-    """Box of the largest 8-connected region of ``grey > t`` for each threshold t.
+def largest_region_boxes(gray: Gray, thresholds: NDArray[np.int64]) -> Boxes:
+    """Box of the largest 8-connected region of ``gray > t`` for each threshold t.
 
     Args:
-        grey: uint8 [H, W].
-        thresholds: [T] grey levels, 0…254.
+        gray: uint8 [H, W].
+        thresholds: [T] gray levels, 0…254.
 
     Returns:
         int32 [T, 4] as x0, y0, x1, y1, inclusive; `EMPTY_BOX` where no pixel is above. Of equally large regions the one
@@ -53,38 +53,38 @@ def largest_region_boxes(grey: Grey, thresholds: NDArray[np.int64]) -> Boxes:
     """
     from .sweep import trace_regions  # numba loads as slowly as it runs fast
 
-    boxes: Boxes = trace_regions(_checked(grey))
+    boxes: Boxes = trace_regions(_checked(gray))
     return boxes[thresholds]
 
 
-def find_contours(grey: Grey) -> Contours:
-    """All contours of ``grey > t`` at every threshold t.
+def find_contours(gray: Gray) -> Contours:
+    """All contours of ``gray > t`` at every threshold t.
 
     Args:
-        grey: uint8 [H, W].
+        gray: uint8 [H, W].
     """
     from .sweep import trace_contours
 
-    return Contours(*trace_contours(_checked(grey)))
+    return Contours(*trace_contours(_checked(gray)))
 
 
-def _checked(grey: Grey) -> Grey:
-    if grey.dtype != np.uint8 or grey.ndim != 2:
-        raise TypeError(f"expected a uint8 map [H, W], got {grey.dtype} {[*grey.shape]}")
-    return np.require(grey, requirements="W")  # what is compiled takes no read-only array
+def _checked(gray: Gray) -> Gray:
+    if gray.dtype != np.uint8 or gray.ndim != 2:
+        raise TypeError(f"expected a uint8 map [H, W], got {gray.dtype} {[*gray.shape]}")
+    return np.require(gray, requirements="W")  # what is compiled takes no read-only array
 
 
-def intersection_over_union(boxes: Boxes, truth: NDArray[np.floating]) -> NDArray[np.float64]:
-    """IoU of every box with every true box; bounds are inclusive, so a width is x1 − x0 + 1.
+def intersection_over_union(boxes: Boxes, gt_boxes: NDArray[np.floating]) -> NDArray[np.float64]:
+    """IoU of every box with every ground-truth box; bounds are inclusive, so a width is x1 − x0 + 1.
 
     Args:
-        boxes: [T, 4]. truth: [B, 4].
+        boxes: [T, 4]. gt_boxes: [B, 4].
 
     Returns:
         float64 [T, B].
     """
     ax0, ay0, ax1, ay1 = boxes.T.astype(np.float64)[..., None]
-    bx0, by0, bx1, by1 = truth.T.astype(np.float64)[:, None]
+    bx0, by0, bx1, by1 = gt_boxes.T.astype(np.float64)[:, None]
     width = (np.minimum(ax1, bx1) - np.maximum(ax0, bx0) + 1).clip(min=0)
     height = (np.minimum(ay1, by1) - np.maximum(ay0, by0) + 1).clip(min=0)
     overlap = width * height
@@ -92,11 +92,11 @@ def intersection_over_union(boxes: Boxes, truth: NDArray[np.floating]) -> NDArra
     return np.asarray(overlap / np.maximum(areas - overlap, np.finfo(np.float64).tiny))
 
 
-def highest_overlaps(boxes: Boxes, truth: NDArray[np.floating]) -> NDArray[np.float64]:
-    """IoU of every box with the true box nearest to it, as ``intersection_over_union(boxes, truth).max(1)`` has it.
+def highest_overlaps(boxes: Boxes, gt_boxes: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Highest IoU of each box with any ground-truth box, equal to ``intersection_over_union(boxes, gt_boxes).max(1)``.
 
     Args:
-        boxes: [T, 4]. truth: [B, 4]; without any, all overlaps are 0.
+        boxes: [T, 4]. gt_boxes: [B, 4]; without any, all overlaps are 0.
 
     Returns:
         float64 [T].
@@ -104,5 +104,5 @@ def highest_overlaps(boxes: Boxes, truth: NDArray[np.floating]) -> NDArray[np.fl
     from .sweep import nearest
 
     whole = np.ascontiguousarray(boxes.astype(np.int32, casting="same_kind", copy=False))  # fractions are a TypeError
-    overlaps: NDArray[np.float64] = nearest(whole, np.ascontiguousarray(truth, np.float64))
+    overlaps: NDArray[np.float64] = nearest(whole, np.ascontiguousarray(gt_boxes, np.float64))
     return overlaps

@@ -2,13 +2,13 @@
 
 The terms are those of TS-CAM (Gao et al., ICCV 2021), whose error analysis tells classification errors, multi-instance
 errors, localization part errors and localization more errors apart. With the intersection divided by the area of the
-predicted box (IoP) or of a true box, the ground truth (IoG), the first of these that holds is an image's outcome:
+predicted box (IoP) or of a ground-truth box (IoG), the first of these that holds is an image's outcome:
 
 1. `WRONG_CLASS`: the label is not the first prediction, wherever the box lies.
 2. `RIGHT`: the protocol calls the box right.
-3. `SEVERAL` (multi-instance): IoG > 0.3 with at least two true boxes.
-4. `TOO_SMALL` (part): IoP > 0.5 with the true box of largest IoU: most of the box lies on the object.
-5. `TOO_LARGE` (more): IoG > 0.7 with that true box: most of the object lies in the box.
+3. `SEVERAL` (multi-instance): IoG > 0.3 with at least two ground-truth boxes.
+4. `TOO_SMALL` (part): IoP > 0.5 with the ground-truth box of largest IoU: most of the box lies on the object.
+5. `TOO_LARGE` (more): IoG > 0.7 with that ground-truth box: most of the object lies in the box.
 6. `ELSEWHERE`: anything else, no box at all included.
 
 Outcomes 1 and 3–6 together are the Top-1 Loc error at the threshold of the boxes.
@@ -23,7 +23,7 @@ SEVERAL_IOG, PART_IOP, MORE_IOG = 0.3, 0.5, 0.7
 
 
 class Outcome(StrEnum):
-    """What became of one image with a true box."""
+    """What became of one image with a ground-truth box."""
 
     RIGHT = "right"
     WRONG_CLASS = "wrong class"
@@ -38,53 +38,57 @@ FAILURES: dict[Outcome, tuple[str, str]] = {
     Outcome.WRONG_CLASS: ("classification error", "the first predicted class is not the label, wherever the box lies"),
     Outcome.SEVERAL: (
         "multi-instance error",
-        f"the box covers more than {100 * SEVERAL_IOG:.0f} % of each of two or more true boxes (IoG > {SEVERAL_IOG})",
+        f"the box covers more than {100 * SEVERAL_IOG:.0f} % of two or more ground-truth boxes (IoG > {SEVERAL_IOG})",
     ),
     Outcome.TOO_SMALL: (
         "localization part error",
-        f"more than {100 * PART_IOP:.0f} % of the box lies on the true box (IoP > {PART_IOP})",
+        f"more than {100 * PART_IOP:.0f} % of the box lies on the ground-truth box (IoP > {PART_IOP})",
     ),
     Outcome.TOO_LARGE: (
         "localization more error",
-        f"the box covers more than {100 * MORE_IOG:.0f} % of the true box (IoG > {MORE_IOG}), and much besides",
+        f"the box covers more than {100 * MORE_IOG:.0f} % of the ground-truth box (IoG > {MORE_IOG}), and much besides",
     ),
     Outcome.ELSEWHERE: ("", "none of these: the box lies beside the object or half on it, or there is none"),
 }
 
 
-def outcome(box: NDArray[np.number], truth: NDArray[np.floating], *, right_class: bool, right_box: bool) -> Outcome:
+def outcome(box: NDArray[np.number], gt_boxes: NDArray[np.floating], *, right_class: bool, right_box: bool) -> Outcome:
     """Outcome of one image.
 
     Args:
         box: [4] predicted x0, y0, x1, y1, inclusive; an empty one (x1 < x0) overlaps nothing.
-        truth: [B, 4] true boxes in the same frame, B ≥ 1.
+        gt_boxes: [B, 4] ground-truth boxes in the same frame, B ≥ 1.
         right_class: whether the label is the first prediction. right_box: whether the protocol calls the box right.
 
     Raises:
-        ValueError: no true box.
+        ValueError: no ground-truth box.
     """
-    if not len(truth):
-        raise ValueError("an image without a true box has no outcome")
+    if not len(gt_boxes):
+        raise ValueError("an image without a ground-truth box has no outcome")
     if not right_class:
         return Outcome.WRONG_CLASS
     if right_box:
         return Outcome.RIGHT
-    iou, of_box, of_truth = overlaps(box, truth)
-    if np.count_nonzero(of_truth > SEVERAL_IOG) > 1:
+    iou, iop, iog = overlaps(box, gt_boxes)
+    if np.count_nonzero(iog > SEVERAL_IOG) > 1:
         return Outcome.SEVERAL
     nearest = int(iou.argmax())
-    if of_box[nearest] > PART_IOP:
+    if iop[nearest] > PART_IOP:
         return Outcome.TOO_SMALL
-    return Outcome.TOO_LARGE if of_truth[nearest] > MORE_IOG else Outcome.ELSEWHERE
+    return Outcome.TOO_LARGE if iog[nearest] > MORE_IOG else Outcome.ELSEWHERE
 
 
 def overlaps(
-    box: NDArray[np.number], truth: NDArray[np.floating]
+    box: NDArray[np.number], gt_boxes: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """IoU, IoP and IoG of a box [4] with each true box [B, 4], float64 [B]; widths and heights count +1."""
-    b, t = np.asarray(box, np.float64), np.asarray(truth, np.float64)
+    """IoU, IoP and IoG of a box [4] with each ground-truth box [B, 4], float64 [B]; widths and heights count +1."""
+    b, t = np.asarray(box, np.float64), np.asarray(gt_boxes, np.float64)
     sides = (np.minimum(b[2:], t[:, 2:]) - np.maximum(b[:2], t[:, :2]) + 1).clip(min=0)
-    shared = sides.prod(1)
+    intersection = sides.prod(1)
     own, others = np.prod(b[2:] - b[:2] + 1), (t[:, 2:] - t[:, :2] + 1).prod(1)
     tiny = np.finfo(np.float64).tiny
-    return shared / np.maximum(own + others - shared, tiny), shared / max(own, tiny), shared / np.maximum(others, tiny)
+    return (
+        intersection / np.maximum(own + others - intersection, tiny),
+        intersection / max(own, tiny),
+        intersection / np.maximum(others, tiny),
+    )

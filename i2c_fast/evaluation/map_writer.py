@@ -11,16 +11,16 @@ from ..errors import UserError
 from ..files import write_bytes
 
 
-def write_maps(folder: Path, index: ImageIndex, images: Tensor, maps: Tensor) -> None:
+def write_maps(folder: Path, index: ImageIndex, indices: Tensor, maps: Tensor) -> None:
     """Write a batch's maps as ``folder/<image path>.npy``, float32 [h, w] each.
 
     Args:
-        index: the split. images: places in it, [N]. maps: [N, h, w], on any device.
+        index: the split. indices: of the images in it, [N]. maps: [N, h, w], on any device.
 
     Raises:
         UserError: a file cannot be written.
     """
-    for i, raw in zip(images.tolist(), maps.float().cpu().numpy(), strict=True):
+    for i, raw in zip(indices.tolist(), maps.float().cpu().numpy(), strict=True):
         buffer = io.BytesIO()
         np.save(buffer, raw, allow_pickle=False)
         write_bytes(folder / f"{index.paths[i]}.npy", buffer.getbuffer(), flush=False)

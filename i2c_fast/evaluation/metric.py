@@ -48,7 +48,7 @@ class LocalizationMetric:
         """Forget all images."""
         self._merged: list[Scores] = []
         self._ranks: list[NDArray[np.int64] | None] = []
-        self._places: list[NDArray[np.int64] | None] = []
+        self._indices: list[NDArray[np.int64] | None] = []
         self._boxed: list[bool] = []
         self._verdicts: list[Future[Verdict]] = []
 
@@ -59,7 +59,7 @@ class LocalizationMetric:
         labels: Tensor | None,
         boxes: Sequence[NDArray[np.float32] | Tensor],
         sizes: Sequence[Sequence[int]] | Tensor,
-        images: Sequence[int] | Tensor | None = None,
+        indices: Sequence[int] | Tensor | None = None,
     ) -> None:
         """Take in a batch.
 
@@ -67,9 +67,9 @@ class LocalizationMetric:
             maps: floating [N, h, w], the raw maps of the labels' classes, not normalized, of any size and device.
             logits: float [N, Y], or probabilities: only their order counts. labels: integer [N]. None for both, in
                 every update, leaves errors that need predictions out.
-            boxes: for each image its true boxes [B, 4] as x0, y0, x1, y1 in its own pixels, inclusive; none is B = 0.
+            boxes: ground-truth boxes [B, 4] of each image as x0, y0, x1, y1 in its pixels, inclusive; B may be 0.
             sizes: [N, 2] width and height of each image, in the pixels that the boxes are in.
-            images: [N] places in the split, which let shards be merged in its order; in every update, or in none.
+            indices: [N] of the images in the split: shards then merge in its order. In every update, or in none.
 
         Raises:
             ValueError: shapes that do not fit together, or a size of no pixels.
@@ -79,22 +79,22 @@ class LocalizationMetric:
             raise ValueError(f"expected maps [N, h, w], got {[*maps.shape]}")
         if (logits is None) != (labels is None) or (logits is not None and logits.ndim != 2):
             raise ValueError("expected logits [N, Y] with the labels of the maps, or neither")
-        lengths = [count if part is None else len(part) for part in (logits, labels, boxes, sizes, images)]
+        lengths = [count if part is None else len(part) for part in (logits, labels, boxes, sizes, indices)]
         if set(lengths) != {count}:
-            raise ValueError(f"{count} maps, but logits, labels, boxes, sizes and images are {lengths}")
+            raise ValueError(f"{count} maps, but logits, labels, boxes, sizes and indices are {lengths}")
         pixels = np.asarray(sizes)
         if pixels.shape != (count, 2) or pixels.min() < 1:
             raise ValueError("expected sizes [N, 2] of at least a pixel")
         # Copies: threads read them while the caller may already be filling its buffers with the next batch.
-        truths = [np.array(truth, np.float32).reshape(-1, 4) for truth in boxes]
+        gt_boxes_of = [np.array(gt_boxes, np.float32).reshape(-1, 4) for gt_boxes in boxes]
         exact = maps.dtype if maps.dtype == torch.float64 else torch.float32
         raws = maps.detach().to("cpu", exact, copy=True).numpy()
         self._ranks.append(None if logits is None or labels is None else label_ranks(logits, labels))
-        self._places.append(None if images is None else np.asarray(images, np.int64))
-        self._boxed += [len(truth) > 0 for truth in truths]
-        for raw, (width, height), truth in zip(raws, pixels.tolist(), truths, strict=True):
+        self._indices.append(None if indices is None else np.asarray(indices, np.int64))
+        self._boxed += [len(gt_boxes) > 0 for gt_boxes in gt_boxes_of]
+        for raw, (width, height), gt_boxes in zip(raws, pixels.tolist(), gt_boxes_of, strict=True):
             self._room.acquire()
-            verdict = self._pool.submit(self.protocol.verdict, raw, width, height, truth)
+            verdict = self._pool.submit(self.protocol.verdict, raw, width, height, gt_boxes)
             verdict.add_done_callback(lambda _: self._room.release())
             self._verdicts.append(verdict)
 
@@ -120,11 +120,11 @@ class LocalizationMetric:
     def gather(self, group: distributed.ProcessGroup | None = None) -> Scores:
         """Scores of the images of all ranks of a process group, the same on each; every rank has to call it.
 
-        Where `update` is given `images`, the result does not depend on how they were shared out, and an image that a
+        Where `update` is given `indices`, the result does not depend on how they were shared out, and an image that a
         sampler gave to two ranks counts once.
 
         Raises:
-            ValueError: no rank has images, or some ranks gave `images` or `logits` and others did not.
+            ValueError: no rank has images, or some ranks gave `indices` or `logits` and others did not.
         """
         mine = self.scores() if self._verdicts or self._merged else None
         shards: list[Scores | None] = [None] * distributed.get_world_size(group)
@@ -137,10 +137,10 @@ class LocalizationMetric:
     def _own(self) -> Scores:
         verdicts = [verdict.result() for verdict in self._verdicts]
         contours = [verdict.contours for verdict in verdicts if verdict.contours is not None]
-        places = [place for place in self._places if place is not None]
+        indices = [index for index in self._indices if index is not None]
         ranks = [rank for rank in self._ranks if rank is not None]
-        for name, given in (("images", places), ("logits", ranks)):
-            if len(given) not in (0, len(self._places)):
+        for name, given in (("indices", indices), ("logits", ranks)):
+            if len(given) not in (0, len(self._indices)):
                 raise ValueError(f"give `{name}` in every update, or in none")
         return Scores(
             self.protocol.name,
@@ -149,12 +149,12 @@ class LocalizationMetric:
             np.array(self._boxed),
             np.stack([verdict.box for verdict in verdicts]),
             np.stack(contours) if contours else None,
-            np.concatenate(places) if places else None,
+            np.concatenate(indices) if indices else None,
         )
 
 
 def label_ranks(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
-    """Place of each label among its image's predictions, 0 = first, int64 [N].
+    """Rank of each label among its image's predictions, 0 = first, int64 [N].
 
     Ties and NaN count against the label: a model that gives every class one score recognizes nothing.
 

@@ -12,12 +12,12 @@ from ..errors import UserError
 
 
 def read_ranks(path: Path, folder: Path, ids: Sequence[str]) -> NDArray[np.int64]:
-    """Place of each image's label among its predictions, 0 = first, int64 [n].
+    """Rank of each image's label among its predictions, 0 = first, int64 [n].
 
     Args:
         path: lines ``image_id,class,class,…``, best first, at least five classes, or all where there are fewer; the
             classes as ``class_labels.txt`` numbers them. A header that begins with ``image_id,`` is passed over, and so
-            are other images. A label that is not listed has the place after all classes.
+            are other images. A label that is not listed has the rank after all classes.
         folder: the split's lists. ids: its images.
 
     Raises:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .boxes import EMPTY_BOX, Boxes, Contours, Grey, find_contours, highest_overlaps, largest_region_boxes
+from .boxes import EMPTY_BOX, Boxes, Contours, Gray, find_contours, highest_overlaps, largest_region_boxes
 
 Verdicts = NDArray[np.bool_]
 
@@ -31,15 +31,15 @@ class ScoringProtocol(Protocol):
 
     @property
     def thresholds(self) -> NDArray[np.int64]:
-        """The grid of grey levels, [T]."""
+        """The grid of gray levels, [T]."""
         ...
 
     def map_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that a raw map of an image of the given size is resized to."""
         ...
 
-    def verdict(self, raw: NDArray[np.floating], width: int, height: int, truth: NDArray[np.float32]) -> Verdict:
-        """Judge a raw map [h, w] of an image of the given size by its true boxes [B, 4]; without any, all is wrong."""
+    def verdict(self, raw: NDArray[np.floating], width: int, height: int, gt_boxes: NDArray[np.float32]) -> Verdict:
+        """Judge a raw map [h, w] of an image of the given size; without ground-truth boxes [B, 4] all is wrong."""
         ...
 
 
@@ -51,10 +51,10 @@ class PaperProtocol:
     2. It is resized bilinearly to the stored image's size and becomes uint8(255·m), truncated.
     3. At threshold t the region is value > t, t in 0…254; the box is the tight one of the largest 8-connected region,
        with inclusive pixel bounds. No region, no box.
-    4. The box is right when its IoU with any true box of the image is > 0.5; widths and heights count +1.
+    4. The box is right when its IoU with any ground-truth box of the image is > 0.5; widths and heights count +1.
 
     Attributes:
-        threshold_step: grey levels between the thresholds of the grid.
+        threshold_step: gray levels between the thresholds of the grid.
     """
 
     threshold_step: int = 1
@@ -62,14 +62,14 @@ class PaperProtocol:
 
     @property
     def thresholds(self) -> NDArray[np.int64]:
-        """The grid of grey levels, [T]."""
+        """The grid of gray levels, [T]."""
         return np.arange(0, 255, self.threshold_step)
 
     def map_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that a raw map of an image of the given size is resized to: the image's."""
         return width, height
 
-    def grey(self, raw: NDArray[np.floating], width: int, height: int) -> Grey:
+    def gray(self, raw: NDArray[np.floating], width: int, height: int) -> Gray:
         """Raw map [h, w] → uint8 [height, width] (steps 1 and 2)."""
         low, high = raw.min(), raw.max()
         with np.errstate(over="ignore", invalid="ignore"):
@@ -79,24 +79,24 @@ class PaperProtocol:
         scaled = cv2.resize((raw - low) / span, (width, height), interpolation=cv2.INTER_LINEAR)
         return (scaled * 255).clip(0, 255).astype(np.uint8)
 
-    def boxes(self, grey: Grey) -> Boxes:
+    def boxes(self, gray: Gray) -> Boxes:
         """Box at each threshold of the grid, int32 [T, 4] (step 3)."""
-        return largest_region_boxes(grey, self.thresholds)
+        return largest_region_boxes(gray, self.thresholds)
 
-    def box(self, grey: Grey, threshold: int) -> Boxes:
+    def box(self, gray: Gray, threshold: int) -> Boxes:
         """Box at one threshold, int32 [4] (step 3)."""
-        box: Boxes = largest_region_boxes(grey, np.array([threshold]))[0]
+        box: Boxes = largest_region_boxes(gray, np.array([threshold]))[0]
         return box
 
-    def hits(self, boxes: Boxes, truth: NDArray[np.float32]) -> Verdicts:
-        """Whether each box [T, 4] matches any true box [B, 4]: bool [T] (step 4)."""
-        return np.asarray(highest_overlaps(boxes, truth) > 0.5)
+    def hits(self, boxes: Boxes, gt_boxes: NDArray[np.float32]) -> Verdicts:
+        """Whether each box [T, 4] matches any ground-truth box [B, 4]: bool [T] (step 4)."""
+        return np.asarray(highest_overlaps(boxes, gt_boxes) > 0.5)
 
-    def verdict(self, raw: NDArray[np.floating], width: int, height: int, truth: NDArray[np.float32]) -> Verdict:
-        """Judge a raw map [h, w] of an image of the given size by its true boxes [B, 4]; without any, all is wrong."""
-        if not len(truth):
+    def verdict(self, raw: NDArray[np.floating], width: int, height: int, gt_boxes: NDArray[np.float32]) -> Verdict:
+        """Judge a raw map [h, w] of an image of the given size; without ground-truth boxes [B, 4] all is wrong."""
+        if not len(gt_boxes):
             return Verdict(np.zeros(len(self.thresholds), np.bool_))
-        return Verdict(self.hits(self.boxes(self.grey(raw, width, height)), truth))
+        return Verdict(self.hits(self.boxes(self.gray(raw, width, height)), gt_boxes))
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ class WsolEvaluationProtocol:
        A map that is 224 x 224 and normalized already stays as it is.
     2. It becomes uint8(255·m), truncated: 255 is always reached, unless all is zero.
     3. Thresholds are t in arange(0, 1, interval), masks value > int(t · maximum). So at most 255 differ; the grid has
-       each grey level int(255·t) once, and `expand` gives verdicts at every t. (A map of zeros has no mask at any t.)
+       each gray level int(255·t) once, and `expand` gives verdicts at every t. (A map of zeros has no mask at any t.)
     4. MaxBoxAcc's box is that of the contour of largest `cv2.contourArea` among all that `cv2.findContours` returns
        with RETR_TREE, of equals the first; MaxBoxAccV2 takes all contours, those of holes included. A box is
        (x, y, min(x + w, 223), min(y + h, 223)), one pixel more to the right and below than the contour; without a
        contour it is (0, 0, 0, 0).
-    5. True boxes are scaled to 224 x 224 and rounded down. A box is right when its IoU with any is ≥ 0.5 (V2: with any
-       of any contour's ≥ 0.3, 0.5, 0.7); widths and heights count +1.
+    5. Ground-truth boxes are scaled to 224 x 224 and rounded down. A box is right when its IoU with any of them is
+       ≥ 0.5 (V2: that of any contour's box ≥ 0.3, 0.5, 0.7); widths and heights count +1.
 
     Attributes:
         interval: between the thresholds t (``cam_curve_interval``).
@@ -131,7 +131,7 @@ class WsolEvaluationProtocol:
 
     @cached_property
     def thresholds(self) -> NDArray[np.int64]:
-        """The grid of grey levels, [T] (step 3)."""
+        """The grid of gray levels, [T] (step 3)."""
         return np.unique(self._levels)
 
     @property
@@ -156,7 +156,7 @@ class WsolEvaluationProtocol:
             return np.zeros_like(resized, np.float64)
         return np.asarray((resized - low) / span, np.float64)
 
-    def grey(self, raw: NDArray[np.floating]) -> Grey:
+    def gray(self, raw: NDArray[np.floating]) -> Gray:
         """Raw map [h, w] → uint8 [224, 224] (steps 1 and 2)."""
         return (self.normalize(raw) * 255).astype(np.uint8)
 
@@ -164,17 +164,17 @@ class WsolEvaluationProtocol:
         """MaxBoxAcc's box at each threshold of the grid, int32 [T, 4] (step 4)."""
         return self._enlarged(contours.largest[self.thresholds])
 
-    def truth(self, boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.float64]:
-        """True boxes [B, 4] of an image → in the frame of the map, [B, 4] (step 5)."""
-        return np.floor(boxes.astype(np.float64) * self.side / (width, height, width, height))
+    def scale_gt_boxes(self, gt_boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.float64]:
+        """Ground-truth boxes [B, 4] of an image → in the frame of the map, [B, 4] (step 5)."""
+        return np.floor(gt_boxes.astype(np.float64) * self.side / (width, height, width, height))
 
-    def verdict(self, raw: NDArray[np.floating], width: int, height: int, truth: NDArray[np.float32]) -> Verdict:
-        """Judge a raw map [h, w] of an image of the given size by its true boxes [B, 4]; without any, all is wrong."""
+    def verdict(self, raw: NDArray[np.floating], width: int, height: int, gt_boxes: NDArray[np.float32]) -> Verdict:
+        """Judge a raw map [h, w] of an image of the given size; without ground-truth boxes [B, 4] all is wrong."""
         grid = len(self.thresholds)
-        if not len(truth):
+        if not len(gt_boxes):
             return Verdict(np.zeros(grid, np.bool_), np.zeros((len(CONTOUR_IOUS), grid), np.bool_))
-        scaled = self.truth(truth, width, height)
-        contours = find_contours(self.grey(raw))
+        scaled = self.scale_gt_boxes(gt_boxes, width, height)
+        contours = find_contours(self.gray(raw))
         largest = highest_overlaps(self.boxes(contours), scaled)
         # The last row is what no contour stands for, and −1 finds it.
         everywhere = self._enlarged(np.concatenate([contours.boxes, np.array([EMPTY_BOX], np.int32)]))

@@ -32,7 +32,7 @@ _HEAD = 1 << 14
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 # NumPy parses a header as Python, and CPython counts how deep that parser is nested in all threads together: where they
-# change places within it, it fails with SystemError (seen with 3.11.7).
+# switch within it, it fails with SystemError (seen with 3.11.7).
 _PARSING = threading.Lock()
 
 # What a damaged archive raises: RuntimeError is an encrypted one, NotImplementedError one of another kind.
@@ -70,8 +70,8 @@ def open_maps(path: Path) -> SavedMaps:
     raise UserError(f"{path} is neither a folder of maps (<image id>.npy or .npz) nor one .npz of them all")
 
 
-def require_maps(maps: SavedMaps, ids: Sequence[str], place: Path) -> None:
-    """Raise UserError, with the count and the first few ids, unless every image has a map in `place`."""
+def require_maps(maps: SavedMaps, ids: Sequence[str], path: Path) -> None:
+    """Raise UserError, with the count and the first few ids, unless every image has a map at `path`."""
     for image in ids:
         if "\\" in image:  # what parts names elsewhere
             raise UserError(f"image id {image!r} has a backslash; ids part their folders by /")
@@ -79,7 +79,7 @@ def require_maps(maps: SavedMaps, ids: Sequence[str], place: Path) -> None:
     if missing:
         first = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
-            f"{place} has no map for {len(missing)} of {len(ids)} images: {first} (as <image id>.npy or .npz)"
+            f"{path} has no map for {len(missing)} of {len(ids)} images: {first} (as <image id>.npy or .npz)"
         )
 
 
@@ -142,20 +142,20 @@ class MapArchive:
         return image in self.members
 
     def read(self, image: str, size: tuple[int, int] | None = None) -> Map:
-        place = f"{self.path}: {image}"
-        with _reading(place):
-            return _read_member(self.archive, self.members[image], place, size)
+        name = f"{self.path}: {image}"
+        with _reading(name):
+            return _read_member(self.archive, self.members[image], name, size)
 
     def images(self) -> Iterator[str]:
         yield from self.members
 
 
-def read_map(file: IO[bytes], place: str, size: tuple[int, int] | None = None) -> Map:
+def read_map(file: IO[bytes], name: str, size: tuple[int, int] | None = None) -> Map:
     """Read a map from an open ``.npy`` file: a finite array [h, w], floating or integer, of any byte and axis order.
 
     Args:
         file: at its start.
-        place: its name, for errors.
+        name: how errors call it.
         size: width and height that the map must have; None takes any up to `MAX_PIXELS`.
 
     Returns:
@@ -170,25 +170,25 @@ def read_map(file: IO[bytes], place: str, size: tuple[int, int] | None = None) -
         with _PARSING:
             shape, by_columns, dtype = _HEADERS[version](head)
     except Exception as error:  # a damaged header is a Python expression gone wrong, in any of many ways
-        raise UserError(f"{place} is not a .npy array ({' '.join(str(error).split())})") from None
+        raise UserError(f"{name} is not a .npy array ({' '.join(str(error).split())})") from None
     if dtype.kind not in "fiu":
         kind = "Python objects (a pickle), which are never opened" if dtype.hasobject else f"{dtype} values"
-        raise UserError(f"{place} holds {kind}; a map is a floating or integer array")
+        raise UserError(f"{name} holds {kind}; a map is a floating or integer array")
     if len(shape) != 2 or min(shape) < 1:
-        raise UserError(f"{place} has the shape {[*shape]}; a map is [height, width]")
+        raise UserError(f"{name} has the shape {[*shape]}; a map is [height, width]")
     if size is not None and shape != size[::-1]:
         raise UserError(
-            f"{place} is {shape[1]} × {shape[0]}, expected {size[0]} × {size[1]}; --resize scores maps of any size"
+            f"{name} is {shape[1]} × {shape[0]}, expected {size[0]} × {size[1]}; --resize scores maps of any size"
         )
     if shape[0] * shape[1] > MAX_PIXELS:
-        raise UserError(f"{place} says it has {shape[1]} × {shape[0]} values; the most is {MAX_PIXELS}")
+        raise UserError(f"{name} says it has {shape[1]} × {shape[0]} values; the most is {MAX_PIXELS}")
     length = shape[0] * shape[1] * dtype.itemsize
     data = head.read(length)
     data += file.read(length - len(data))
     if len(data) < length:
-        raise UserError(f"{place} is cut short: {len(data)} of {length} bytes of values are there")
+        raise UserError(f"{name} is cut short: {len(data)} of {length} bytes of values are there")
     if head.read(1) or file.read(1):
-        raise UserError(f"{place} goes on after its map; expected one array")
+        raise UserError(f"{name} goes on after its map; expected one array")
     exact = np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64
     with np.errstate(all="ignore"):  # what does not fit becomes infinity, and is found below
         values: Map = np.array(
@@ -197,25 +197,25 @@ def read_map(file: IO[bytes], place: str, size: tuple[int, int] | None = None) -
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         raise UserError(
-            f"{place} holds {len(wrong)} values that are NaN or infinite, first at row, column {wrong[0].tolist()}"
+            f"{name} holds {len(wrong)} values that are NaN or infinite, first at row, column {wrong[0].tolist()}"
         )
     return values
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: str, size: tuple[int, int] | None) -> Map:
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, size: tuple[int, int] | None) -> Map:
     # Other methods unpack a few bytes into gigabytes at once, whatever is asked for; NumPy writes these two.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise UserError(f"{place} is packed in a way that NumPy does not write; save it with numpy.savez_compressed")
+        raise UserError(f"{name} is packed in a way that NumPy does not write; save it with numpy.savez_compressed")
     with archive.open(member) as file:
-        return read_map(file, place, size)
+        return read_map(file, name, size)
 
 
 @contextmanager
-def _reading(place: str) -> Iterator[None]:
+def _reading(name: str) -> Iterator[None]:
     """Whatever fails while a file is opened and unpacked, in one line."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot read {place}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {name}: {error.strerror or error}") from None
     except _DAMAGE as error:
-        raise UserError(f"cannot read {place}: {' '.join(str(error).split())}") from None
+        raise UserError(f"cannot read {name}: {' '.join(str(error).split())}") from None

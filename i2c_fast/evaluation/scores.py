@@ -22,45 +22,45 @@ class Scores:
     """
 
     protocol: str
-    thresholds: NDArray[np.int64]  # [T] grey levels
-    ranks: NDArray[np.int64] | None  # [n] place of the label among the predictions, 0 = first; None: not known
-    boxed: NDArray[np.bool_]  # [n] images with a true box
-    hits: NDArray[np.bool_]  # [n, T] box from the label's map right; False without a true box
+    thresholds: NDArray[np.int64]  # [T] gray levels
+    ranks: NDArray[np.int64] | None  # [n] rank of the label among the predictions, 0 = first; None: not known
+    boxed: NDArray[np.bool_]  # [n] images with a ground-truth box
+    hits: NDArray[np.bool_]  # [n, T] box from the label's map right; False without a ground-truth box
     contour_hits: NDArray[np.bool_] | None = None  # [n, 3, T] any contour's box right at CONTOUR_IOUS, if judged
-    images: NDArray[np.int64] | None = None  # [n] places in the split, all different; None: not known
+    indices: NDArray[np.int64] | None = None  # [n] in the split, all different; None: not known
 
     @staticmethod
     def merge(shards: "Sequence[Scores]", repeats: bool = False) -> "Scores":
         """Scores of all images of several shards, as if they had been scored together.
 
-        Images come in the order of their places in the split, whatever the order of the shards and the images in them;
-        where no shard knows the places, shards follow each other.
+        Images come in the order of their indices in the split, whatever the order of the shards and the images in them;
+        where no shard knows the indices, shards follow each other.
 
         Args:
             repeats: an image may be in several shards, as samplers pad them to equal lengths; it counts once.
 
         Raises:
-            ValueError: shards of different protocols or thresholds, some with places or ranks and some without, or,
+            ValueError: shards of different protocols or thresholds, some with indices or ranks and some without, or,
                 without `repeats`, an image that came twice.
         """
         first = shards[0]
         for shard in shards[1:]:
             first._check_comparable(shard)
-            if (shard.images is None) != (first.images is None):
-                raise ValueError("some shards know the places of their images, others do not")
+            if (shard.indices is None) != (first.indices is None):
+                raise ValueError("some shards know the indices of their images, others do not")
             if (shard.ranks is None) != (first.ranks is None):
                 raise ValueError("some shards know the ranks of their labels, others do not")
-        images = None
+        indices = None
         order: NDArray[np.intp] | slice = slice(None)
-        if first.images is not None:
-            images = np.concatenate([shard.images for shard in shards if shard.images is not None])
-            order = np.argsort(images, kind="stable")
-            again = np.append(False, np.diff(images[order]) == 0)
+        if first.indices is not None:
+            indices = np.concatenate([shard.indices for shard in shards if shard.indices is not None])
+            order = np.argsort(indices, kind="stable")
+            again = np.append(False, np.diff(indices[order]) == 0)
             if again.any() and not repeats:
-                repeated = images[order][again][0]
+                repeated = indices[order][again][0]
                 raise ValueError(f"image {repeated} was scored more than once; shards must not overlap")
             order = order[~again]
-            images = images[order]
+            indices = indices[order]
         ranks = [shard.ranks for shard in shards if shard.ranks is not None]
         contour_hits = [shard.contour_hits for shard in shards if shard.contour_hits is not None]
         return Scores(
@@ -70,7 +70,7 @@ class Scores:
             np.concatenate([shard.boxed for shard in shards])[order],
             np.concatenate([shard.hits for shard in shards])[order],
             np.concatenate(contour_hits)[order] if contour_hits else None,
-            images,
+            indices,
         )
 
     @property
@@ -89,11 +89,11 @@ class Scores:
         return self.ranks < top
 
     def classification_error(self, top: int) -> float:
-        """Share of images, in per cent, whose label is not among the first `top` predictions."""
+        """Percentage of images whose label is not among the first `top` predictions."""
         return 100 * float((~self.recognized(top)).mean())
 
     def right(self, metric: str) -> NDArray[np.bool_]:
-        """Verdicts [m, T] of a localization metric on the images with a true box."""
+        """Verdicts [m, T] of a localization metric on the images with a ground-truth box."""
         top = LOCALIZATION_METRICS[metric]
         hits = self.hits[self.boxed]
         return hits if top == 0 else hits & self.recognized(top)[self.boxed, None]
@@ -114,13 +114,13 @@ class Scores:
         judged = self.contour_hits[self.boxed]
         return 100 * judged.sum(0) / len(judged)
 
-    def best_place(self, metric: str) -> int:
+    def best_index(self, metric: str) -> int:
         """Where in `thresholds` the one is that serves this split best; of equals the middle one, the most robust."""
         return _best(-self.localization_errors(metric))
 
     def best_threshold(self, metric: str) -> int:
-        """The grey level at `best_place`."""
-        return int(self.thresholds[self.best_place(metric)])
+        """The gray level at `best_index`."""
+        return int(self.thresholds[self.best_index(metric)])
 
     def summary(self, thresholds_from: "Scores | None" = None, chosen_on: str = "another split") -> dict[str, Any]:
         """All errors in per cent, ready for JSON.
@@ -152,9 +152,9 @@ class Scores:
             raise ValueError("the split to choose thresholds on has no boxes")
         if thresholds_from is not None:
             result["thresholds_chosen_on"] = chosen_on
-        common = chooser.best_place("gt_known")
+        common = chooser.best_index("gt_known")
         for metric in self.metrics:
-            errors, own = self.localization_errors(metric), chooser.best_place(metric)
+            errors, own = self.localization_errors(metric), chooser.best_index(metric)
             result[metric] = {
                 "error": float(errors[own]),
                 "threshold": int(self.thresholds[own]),
@@ -166,10 +166,10 @@ class Scores:
         return result
 
     def _max_box_acc_v2(self, chooser: "Scores") -> dict[str, Any]:
-        accuracies, places = self.contour_accuracies(), [_best(curve) for curve in chooser.contour_accuracies()]
+        accuracies, chosen = self.contour_accuracies(), [_best(curve) for curve in chooser.contour_accuracies()]
         at = {
-            f"iou_{100 * iou:.0f}": {"accuracy": float(curve[place]), "threshold": int(self.thresholds[place])}
-            for iou, curve, place in zip(CONTOUR_IOUS, accuracies, places, strict=True)
+            f"iou_{100 * iou:.0f}": {"accuracy": float(curve[best]), "threshold": int(self.thresholds[best])}
+            for iou, curve, best in zip(CONTOUR_IOUS, accuracies, chosen, strict=True)
         }
         return {"accuracy": sum(entry["accuracy"] for entry in at.values()) / len(at), **at}
 
@@ -179,7 +179,7 @@ class Scores:
 
 
 def _best(accuracies: NDArray[np.float64]) -> int:
-    """Place of the highest; of equals the middle one."""
+    """Index of the highest; of equals the middle one."""
     best = np.flatnonzero(accuracies == accuracies.max())
     return int(best[(len(best) - 1) // 2])
 
@@ -218,7 +218,7 @@ def paired_difference(
     metric: str,
     resamples: int = 2000,
     seed: int = 0,
-    choosers: tuple[Scores, Scores] | None = None,
+    thresholds_from: tuple[Scores, Scores] | None = None,
 ) -> dict[str, Any]:
     """Error of `second` minus error of `first` in per cent, with its 95 % interval.
 
@@ -226,7 +226,7 @@ def paired_difference(
     each side's best threshold anew, as the reported errors do. ``metric`` is a localization metric or ``cls_top1``.
 
     Args:
-        choosers: scores of the two on another split, whose best thresholds are taken throughout.
+        thresholds_from: scores of the two on another split, whose best thresholds are taken throughout.
 
     Returns:
         ``difference`` and ``interval_95`` (its two ends).
@@ -235,9 +235,9 @@ def paired_difference(
         right = [scores.recognized(1)[:, None] for scores in (first, second)]
     else:
         right = [scores.right(metric) for scores in (first, second)]
-        if choosers is not None:
-            places = [chooser.best_place(metric) for chooser in choosers]
-            right = [verdicts[:, [place]] for verdicts, place in zip(right, places, strict=True)]
+        if thresholds_from is not None:
+            best = [chooser.best_index(metric) for chooser in thresholds_from]
+            right = [verdicts[:, [i]] for verdicts, i in zip(right, best, strict=True)]
     count = len(right[0])
     if count != len(right[1]) or not count:
         raise ValueError(f"scores of {count} and {len(right[1])} images cannot be paired")
@@ -253,10 +253,10 @@ def paired_difference(
 
 
 def paired_differences(
-    first: Scores, second: Scores, choosers: tuple[Scores, Scores] | None = None
+    first: Scores, second: Scores, thresholds_from: tuple[Scores, Scores] | None = None
 ) -> dict[str, dict[str, Any]]:
     """`paired_difference` of Top-1 classification, Top-1 and Gt-known localization, where there are ranks and boxes."""
     ranked, boxed = first.ranks is not None and second.ranks is not None, first.boxed.any()
     needs = {"cls_top1": ranked, "loc_top1": ranked and boxed, "gt_known": boxed}
     chosen = [metric for metric, given in needs.items() if given]
-    return {metric: paired_difference(first, second, metric, choosers=choosers) for metric in chosen}
+    return {metric: paired_difference(first, second, metric, thresholds_from=thresholds_from) for metric in chosen}

@@ -1,7 +1,7 @@
-"""One union–find sweep over a grey map: every region at every threshold, compiled.
+"""One union–find sweep over a gray map: every region at every threshold, compiled.
 
 Pixels enter from the brightest to the darkest. Each either starts a region, or joins one, or joins several together. So
-the regions of all 255 masks ``grey > t`` come out of one pass: what a region is between two changes is a *state*, with
+the regions of all 255 masks ``gray > t`` come out of one pass: what a region is between two changes is a *state*, with
 the thresholds at which it lasts. A map becomes boxes in one compiled call, and a thread that is in it holds no lock.
 
 Import this module late: it loads numba, which takes longer than the package. All that is compiled stays in this file:
@@ -25,7 +25,7 @@ EAST, SOUTH, WEST, NORTH = 0b1000_0011, 0b0000_1110, 0b0011_1000, 0b1110_0000  #
 # Columns of a state. Box and first pixel are in the frame of the padded map: one pixel more to the left and the top.
 X0, Y0, X1, Y1, SIZE, FIRST = 0, 1, 2, 3, 4, 5
 LOW, HIGH = 6, 7  # the thresholds at which it lasts, inclusive
-# A living region has, for those two, the grey level since which it is what it is, and its parent in the union–find.
+# A living region has, for those two, the gray level since which it is what it is, and its parent in the union–find.
 SINCE, PARENT = 6, 7
 
 
@@ -83,13 +83,13 @@ def compiled(signature: str | list[str]) -> Callable[[Callable[..., Any]], Calla
 
 
 @numba.njit
-def _padded(grey: Bytes, inverted: bool) -> Bytes:
+def _padded(gray: Bytes, inverted: bool) -> Bytes:
     """Zeros around a map, or around 255 − map."""
-    height, width = grey.shape
+    height, width = gray.shape
     padded = np.zeros((height + 2, width + 2), np.uint8)
     for y in range(height):
         for x in range(width):
-            padded[y + 1, x + 1] = np.uint8(255) - grey[y, x] if inverted else grey[y, x]
+            padded[y + 1, x + 1] = np.uint8(255) - gray[y, x] if inverted else gray[y, x]
     return padded
 
 
@@ -185,7 +185,7 @@ def _sweep(padded: Bytes, joined: Bytes, sizes: Ints, frame: bool) -> tuple[Ints
     Returns:
         states int32 [S, 8]; the number of the region that each pixel entered, int32 [(H + 2)·(W + 2)]; and each merger
         in its order, int32 [M, 3]: the region that ended, the one that went on (always the frame, if it is one of
-        them), and the grey level.
+        them), and the gray level.
     """
     height, width = padded.shape[0] - 2, padded.shape[1] - 2
     stride = np.int32(width + 2)
@@ -303,13 +303,13 @@ def _outlines(regions: Ints, holes: Ints, height: int, width: int) -> Ints:
 
 
 @compiled("int32[:, ::1](uint8[:, :])")
-def trace_regions(grey: Bytes) -> Ints:
+def trace_regions(gray: Bytes) -> Ints:
     """Box of the largest region at each threshold, int32 [255, 4], of a uint8 [H, W] of any strides."""
-    return _largest(_sweep(_padded(grey, False), EIGHT, PIXELS, False)[0], True)
+    return _largest(_sweep(_padded(gray, False), EIGHT, PIXELS, False)[0], True)
 
 
 @compiled("Tuple((int32[:, ::1], int32[:, ::1]))(uint8[:, :])")
-def trace_contours(grey: Bytes) -> tuple[Ints, Ints]:
+def trace_contours(gray: Bytes) -> tuple[Ints, Ints]:
     """See `boxes.find_contours`: ``largest`` and ``states``.
 
     Holes are the 4-connected dark regions that do not reach the border; their contours' boxes are theirs, grown by a
@@ -317,13 +317,13 @@ def trace_contours(grey: Bytes) -> tuple[Ints, Ints]:
     largest is found in the map whose dark spots are filled up to the level at which they spill over the border, and of
     equal ones OpenCV, which lists siblings from the bottom to the top, meets the one that starts last.
     """
-    height, width = grey.shape
-    dark = _padded(grey, True)
+    height, width = gray.shape
+    dark = _padded(gray, True)
     holes, entered, mergers = _sweep(dark, FOUR, PIXELS, True)
     shallow = _filled(dark, entered, mergers)
     solid = _padded(shallow[1:-1, 1:-1], True)
     largest = _largest(_sweep(solid, EIGHT, POLYGON, False)[0], False)
-    regions = _sweep(_padded(grey, False), EIGHT, PIXELS, False)[0]
+    regions = _sweep(_padded(gray, False), EIGHT, PIXELS, False)[0]
     return largest, _outlines(regions, holes, height, width)
 
 
@@ -339,13 +339,13 @@ def leaders(states: Ints, values: NDArray[np.float64]) -> Ints:
 
 
 @compiled("float64[::1](int32[:, ::1], float64[:, ::1])")
-def nearest(boxes: Ints, truth: NDArray[np.float64]) -> NDArray[np.float64]:
+def nearest(boxes: Ints, gt_boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """See `boxes.highest_overlaps`."""
     found = np.zeros(len(boxes))
     for i in range(len(boxes)):
         x0, y0, x1, y1 = boxes[i]
         area = (x1 - x0 + 1.0) * (y1 - y0 + 1.0)
-        for other in truth:
+        for other in gt_boxes:
             width = min(float(x1), other[2]) - max(float(x0), other[0]) + 1.0
             height = min(float(y1), other[3]) - max(float(y0), other[1]) + 1.0
             if width > 0 and height > 0:

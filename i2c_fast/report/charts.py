@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 388, 16, 200  # of the plot inside the drawing
 LABEL_GAP = 15  # between the baselines of two labels
-NEAR_ZERO = 0.05  # an x axis that begins within this share of its end begins at 0
+NEAR_ZERO = 0.05  # an x axis that begins within this fraction of its end begins at 0
 
 Numbers = NDArray[np.float64]
 
@@ -28,7 +28,7 @@ class Series(NamedTuple):
     x: Numbers
     y: Numbers
     label: str = ""  # written at the marked point
-    mark: int | None = None  # place of that point; None: the last one
+    mark: int | None = None  # index of that point; None: the last one
     low: Numbers | None = None  # band around the line
     high: Numbers | None = None
     dots: bool = False  # mark every point
@@ -145,7 +145,7 @@ def line_chart(
 
 
 def histogram(counts: Sequence[NDArray[np.int64]], bins: int) -> tuple[Numbers, list[Numbers], int]:
-    """Shares in per cent of integer values in bins of equal whole width.
+    """Percentages of integer values in bins of equal whole width.
 
     Returns:
         The corners [2b] of the bins as a staircase has them, for each of `counts` the heights [2b], and the width.
@@ -166,7 +166,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(float(factor * power) for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first, last = np.floor(low / step + 1e-9), np.ceil(high / step - 1e-9)
-    return [float(f"{place * step:.10g}") for place in np.arange(first, last + 1)]
+    return [float(f"{n * step:.10g}") for n in np.arange(first, last + 1)]
 
 
 def number(value: float) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..evaluation import Outcome, PaperProtocol, Scores, find_contours, outcome
-from ..evaluation.boxes import EMPTY_BOX, Grey
+from ..evaluation.boxes import EMPTY_BOX, Gray
 from ..evaluation.failures import overlaps
 from ..kernels import sample_pixels
 from ..training import score_checkpoint
@@ -39,20 +39,20 @@ class RunFacts:
     probability: NDArray[np.float64]  # [n] of that class
     label_probability: NDArray[np.float64]  # [n] of the label
     seed_pixels: NDArray[np.int64]  # [n] pixels of the map above i2c.threshold (Fig. 4a)
-    threshold: int | None  # grey level of all boxes: the one that serves Gt-known best; None: the data has no boxes
+    threshold: int | None  # gray level of all boxes: the one that serves Gt-known best; None: the data has no boxes
     boxes: NDArray[np.float64]  # [n, 4] predicted, in pixels of the stored image, inclusive; no box: x1 < x0
-    iou: NDArray[np.float64]  # [n] with the nearest true box, by the protocol; NaN without a true box
-    outcomes: list[Outcome | None]  # n; None without a true box
+    iou: NDArray[np.float64]  # [n] with the nearest ground-truth box, by the protocol; NaN without a ground-truth box
+    outcomes: list[Outcome | None]  # n; None without a ground-truth box
     log: TrainingLog
 
     @property
     def name(self) -> str:
         return self.run.name
 
-    def heat(self, image: int, width: int, height: int) -> Grey:
+    def heat(self, image: int, width: int, height: int) -> Gray:
         """Map of the image's label as the protocol thresholds it, laid over `width` x `height` pixels, uint8."""
-        grey = grey_map(self.run.protocol, self.maps[image], width, height)
-        return cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+        gray = gray_map(self.run.protocol, self.maps[image], width, height)
+        return cv2.resize(gray, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
 
 class Collector:
@@ -70,20 +70,20 @@ class Collector:
         self.predicted, self.seed_pixels = np.zeros(images, np.int64), np.zeros(images, np.int64)
         self.probability, self.label_probability = np.zeros(images), np.zeros(images)
 
-    def __call__(self, images: Tensor, maps: Tensor, scores: Tensor) -> None:
-        places = images.cpu().numpy()
+    def __call__(self, indices: Tensor, maps: Tensor, scores: Tensor) -> None:
+        chosen = indices.cpu().numpy()
         probabilities = scores if self.are_probabilities else scores.softmax(1)
         highest, predicted = probabilities.max(1)
-        labels = torch.from_numpy(self.labels[places]).to(scores.device)
+        labels = torch.from_numpy(self.labels[chosen]).to(scores.device)
         # The op's own count is the training step's; the pixel it draws is not looked at.
         seed = torch.zeros(2, dtype=torch.int64, device=maps.device)
         _, counts = sample_pixels(maps, 1, self.threshold, seed, choice="first")
-        self.predicted[places], self.probability[places] = predicted.cpu(), highest.cpu()
-        self.label_probability[places] = probabilities.gather(1, labels[:, None]).squeeze(1).cpu()
-        self.seed_pixels[places] = counts.cpu()
+        self.predicted[chosen], self.probability[chosen] = predicted.cpu(), highest.cpu()
+        self.label_probability[chosen] = probabilities.gather(1, labels[:, None]).squeeze(1).cpu()
+        self.seed_pixels[chosen] = counts.cpu()
         # A copy: the batch may be a view of something larger, and would keep it.
-        for place, raw in zip(places.tolist(), maps.float().cpu().numpy().copy(), strict=True):
-            self.maps[place] = raw
+        for i, raw in zip(chosen.tolist(), maps.float().cpu().numpy().copy(), strict=True):
+            self.maps[i] = raw
 
 
 def collect(run: Run, console: Console, overrides: tuple[str, ...]) -> RunFacts:
@@ -100,20 +100,20 @@ def collect(run: Run, console: Console, overrides: tuple[str, ...]) -> RunFacts:
     iou = np.full(len(index), np.nan)
     outcomes: list[Outcome | None] = [None] * len(index)
     if threshold is not None:
-        place = int(np.searchsorted(scores.thresholds, threshold))
+        best = int(np.searchsorted(scores.thresholds, threshold))
         right_class = scores.recognized(1)
 
         def judge(i: int) -> None:
-            size, truth = stored_size(run, i), index.boxes[i]
-            found = judge_image(run.protocol, collector.maps[i], *size, truth, threshold)
+            size, gt_boxes = stored_size(run, i), index.boxes[i]
+            found = judge_image(run.protocol, collector.maps[i], *size, gt_boxes, threshold)
             boxes[i] = found.box
-            if len(truth):
+            if len(gt_boxes):
                 iou[i] = found.iou
                 outcomes[i] = outcome(
                     found.framed_box,
-                    found.framed_truth,
+                    found.framed_gt_boxes,
                     right_class=bool(right_class[i]),
-                    right_box=bool(scores.hits[i, place]),
+                    right_box=bool(scores.hits[i, best]),
                 )
 
         with (
@@ -140,11 +140,11 @@ def collect(run: Run, console: Console, overrides: tuple[str, ...]) -> RunFacts:
 
 
 class Judged(NamedTuple):
-    """A predicted box and true boxes, in the frame they were judged in and in the stored image."""
+    """A predicted box and ground-truth boxes, in the frame they were judged in and in the stored image."""
 
     framed_box: NDArray[np.float64]  # [4]
-    framed_truth: NDArray[np.float64]  # [B, 4]
-    iou: float  # the highest, in that frame; NaN without a true box
+    framed_gt_boxes: NDArray[np.float64]  # [B, 4]
+    iou: float  # the highest, in that frame; NaN without a ground-truth box
     box: NDArray[np.float64]  # [4] in pixels of the stored image, inclusive
 
 
@@ -153,30 +153,30 @@ def judge_image(
     raw: NDArray[np.float32],
     width: int,
     height: int,
-    truth: NDArray[np.float32],
+    gt_boxes: NDArray[np.float32],
     threshold: int,
 ) -> Judged:
-    """Box of a raw map at one threshold of the protocol's grid, and how it lies among the true boxes.
+    """Box of a raw map at one threshold of the protocol's grid, and how it lies among the ground-truth boxes.
 
     `PaperProtocol` judges in the stored image. `WsolEvaluationProtocol` judges in a square of 224 pixels, whatever the
     image's aspect; its box is scaled back for drawing, each inclusive bound to the far edge of what its pixel covers.
     """
     if isinstance(protocol, PaperProtocol):
-        framed = protocol.box(protocol.grey(raw, width, height), threshold).astype(np.float64)
-        framed_truth, box = truth.astype(np.float64), framed
+        framed = protocol.box(protocol.gray(raw, width, height), threshold).astype(np.float64)
+        framed_gt_boxes, box = gt_boxes.astype(np.float64), framed
     else:
-        contours = find_contours(protocol.grey(raw))
+        contours = find_contours(protocol.gray(raw))
         framed = protocol.boxes(contours)[np.searchsorted(protocol.thresholds, threshold)].astype(np.float64)
-        framed_truth = protocol.truth(truth, width, height)
+        framed_gt_boxes = protocol.scale_gt_boxes(gt_boxes, width, height)
         scale = np.array([width, height]) / protocol.side
         box = np.concatenate([framed[:2] * scale, (framed[2:] + 1) * scale - 1])
-    iou = float(overlaps(framed, framed_truth)[0].max()) if len(truth) else float("nan")
-    return Judged(framed, framed_truth, iou, box)
+    iou = float(overlaps(framed, framed_gt_boxes)[0].max()) if len(gt_boxes) else float("nan")
+    return Judged(framed, framed_gt_boxes, iou, box)
 
 
-def grey_map(protocol: Protocol, raw: NDArray[np.float32], width: int, height: int) -> Grey:
+def gray_map(protocol: Protocol, raw: NDArray[np.float32], width: int, height: int) -> Gray:
     """The map a protocol thresholds: of the stored image's size, or 224 x 224."""
-    return protocol.grey(raw, width, height) if isinstance(protocol, PaperProtocol) else protocol.grey(raw)
+    return protocol.gray(raw, width, height) if isinstance(protocol, PaperProtocol) else protocol.gray(raw)
 
 
 def stored_size(run: Run, image: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from .collect import RunFacts
 METRIC_NAMES = {"gt_known": "Gt-known", "loc_top1": "Top-1 Loc", "loc_top5": "Top-5 Loc", "cls_top1": "Top-1 Cls"}
 LETTERS = "ABCDEF"  # what runs are called beside their lines
 BINS = 40
-TRAINING = {  # of each series: the chart's title, and whether it is a share
+TRAINING = {  # of each series: the chart's title, and whether it is a fraction
     "loss": ("Loss", False),
     "ce": ("Cross-entropy", False),
     "sc": ("SC, stochastic consistency (before λ1)", False),
@@ -21,13 +21,13 @@ TRAINING = {  # of each series: the chart's title, and whether it is a share
 }
 
 
-def letter(place: int, facts: Sequence[RunFacts]) -> str:
+def letter(position: int, facts: Sequence[RunFacts]) -> str:
     """What a run is called inside charts: nothing where it is alone."""
-    return f"{LETTERS[place]} " if len(facts) > 1 else ""
+    return f"{LETTERS[position]} " if len(facts) > 1 else ""
 
 
 def threshold_charts(facts: Sequence[RunFacts], baseline: float | None) -> list[Chart]:
-    """Accuracy over grey levels: the localization metrics, and where it is judged any contour's box at each IoU."""
+    """Accuracy over gray levels: the localization metrics, and where it is judged any contour's box at each IoU."""
     if facts[0].threshold is None:
         return []
     charts = [
@@ -57,34 +57,36 @@ def _accuracy_chart(
     level: tuple[float, str] | None = None,
 ) -> Chart:
     series, words = [], []
-    for place, (run, curve) in enumerate(zip(facts, curves, strict=True)):
+    for position, (run, curve) in enumerate(zip(facts, curves, strict=True)):
         highest = np.flatnonzero(curve == curve.max())
         best = int(highest[(len(highest) - 1) // 2])  # of equals the middle one, as `Scores` chooses
         levels = run.scores.thresholds
-        series.append(Series(place, levels.astype(np.float64), curve, f"{letter(place, facts)}{curve[best]:.1f}", best))
-        words.append(f"{run.name} is best with {curve[best]:.1f} % at grey level {levels[best]}")
+        series.append(
+            Series(position, levels.astype(np.float64), curve, f"{letter(position, facts)}{curve[best]:.1f}", best)
+        )
+        words.append(f"{run.name} is best with {curve[best]:.1f} % at gray level {levels[best]}")
     alt = f"{title.removesuffix(', %')} over thresholds: {'; '.join(words)}."
-    return line_chart(title, series, "threshold, grey level", alt=alt, x_range=(0, 255), level=level)
+    return line_chart(title, series, "threshold, gray level", alt=alt, x_range=(0, 255), level=level)
 
 
 def training_charts(facts: Sequence[RunFacts]) -> list[Chart]:
     """The course of training: every logged series that has values, and the errors of evaluations on the way."""
     starts = {run.log.stage_start for run in facts} - {None}
     charts = []
-    for name, (title, share) in TRAINING.items():
+    for name, (title, fraction) in TRAINING.items():
         curves = [run.log.curve(name) for run in facts]
-        factor = 100 if share else 1
+        factor = 100 if fraction else 1
         series = [
             Series(
-                place,
+                position,
                 curve.x,
                 factor * curve.y,
-                letter(place, facts).strip(),
+                letter(position, facts).strip(),
                 None,
                 factor * curve.low,
                 factor * curve.high,
             )
-            for place, curve in enumerate(curves)
+            for position, curve in enumerate(curves)
         ]
         words = [f"{run.name} ends at {s.y[-1]:.3g}" for run, s in zip(facts, series, strict=True) if len(s.y)]
         if words:
@@ -94,7 +96,7 @@ def training_charts(facts: Sequence[RunFacts]) -> list[Chart]:
                     series,
                     "step",
                     alt=f"{title} over steps: {'; '.join(words)}.",
-                    top=100 if share else None,
+                    top=100 if fraction else None,
                     start=(min(start for start in starts if start is not None), "I²C stage") if starts else None,
                 )
             )
@@ -106,8 +108,8 @@ def _evaluation_charts(facts: Sequence[RunFacts]) -> list[Chart]:
     for name in ("cls_top1", "loc_top1", "gt_known"):
         found = [run.log.evaluations.get(name, (np.zeros(0), np.zeros(0))) for run in facts]
         series = [
-            Series(place, x, y, f"{letter(place, facts)}{y[-1]:.1f}" if len(y) else "", dots=True)
-            for place, (x, y) in enumerate(found)
+            Series(position, x, y, f"{letter(position, facts)}{y[-1]:.1f}" if len(y) else "", dots=True)
+            for position, (x, y) in enumerate(found)
         ]
         words = [f"{run.name} ends at {y[-1]:.1f} %" for run, (_, y) in zip(facts, found, strict=True) if len(y)]
         if words:
@@ -122,12 +124,12 @@ def pixel_charts(facts: Sequence[RunFacts]) -> list[Chart]:
     """Fig. 4a: how many pixels of an image's map lie above δ; and their mean in each training step."""
     corners, stairs, width = histogram([run.seed_pixels for run in facts], BINS)
     series, words = [], []
-    for place, (run, heights) in enumerate(zip(facts, stairs, strict=True)):
+    for position, (run, heights) in enumerate(zip(facts, stairs, strict=True)):
         low, middle, high = np.percentile(run.seed_pixels, [10, 50, 90])
         mark = int(heights.argmax())
-        series.append(Series(place, corners, heights, letter(place, facts).strip(), mark))
+        series.append(Series(position, corners, heights, letter(position, facts).strip(), mark))
         words.append(f"{run.name}: median {middle:.0f}, 10th to 90th percentile {low:.0f} to {high:.0f}")
-    title = "Share of validation images, %"
+    title = "Validation images, %"
     bins = "one pixel" if width == 1 else f"{width} pixels"
     charts = [
         line_chart(
@@ -146,8 +148,8 @@ def pixel_charts(facts: Sequence[RunFacts]) -> list[Chart]:
             line_chart(
                 "Mean pixels above δ in training",
                 [
-                    Series(place, c.x, c.y, letter(place, facts).strip(), None, c.low, c.high)
-                    for place, c in enumerate(curves)
+                    Series(position, c.x, c.y, letter(position, facts).strip(), None, c.low, c.high)
+                    for position, c in enumerate(curves)
                 ],
                 "step",
                 alt=f"Mean number of pixels above δ over training steps: {'; '.join(means)}.",

@@ -41,14 +41,14 @@ class View:
     width: int  # of the stored image, in whose pixels the boxes are
     height: int
     box: Rectangle | None
-    truth: list[Rectangle]
+    gt_boxes: list[Rectangle]
     name: str
     path: str
     label: str  # its class
     predicted: str
     probability: float
     right_class: bool
-    iou: float | None  # None without a true box
+    iou: float | None  # None without a ground-truth box
     outcome: str | None
 
 
@@ -76,7 +76,7 @@ def common_galleries(facts: Sequence[RunFacts]) -> list[Gallery]:
         spread = np.nan_to_num(values.max(0) - values.min(0), nan=0.0)
         order = np.argsort(-spread, kind="stable")[:DIFFERENT]
         chosen = order[spread[order] > 0]
-        what = "IoU" if boxed else "probability of the true class"
+        what = "IoU" if boxed else "probability of the label"
         note = (
             f"The images with the largest difference of {what} between the runs."
             if len(chosen)
@@ -86,15 +86,15 @@ def common_galleries(facts: Sequence[RunFacts]) -> list[Gallery]:
     return galleries
 
 
-def run_galleries(facts: RunFacts, place: int) -> list[Gallery]:
-    """Galleries of one run, the `place`-th of the page: best, worst, and each kind of failure.
+def run_galleries(facts: RunFacts, position: int) -> list[Gallery]:
+    """Galleries of one run, the `position`-th of the page: best, worst, and each kind of failure.
 
-    Without true boxes, only images of wrong class can be told from others.
+    Without ground-truth boxes, only images of wrong class can be told from others.
     """
     one, galleries = (facts,), []
     if facts.threshold is None:
         wrong = np.flatnonzero(~facts.scores.recognized(1))
-        galleries.append(_sampled(one, f"wrong-class-{place}", "Wrong class", wrong, place))
+        galleries.append(_sampled(one, f"wrong-class-{position}", "Wrong class", wrong, position))
         return galleries
     known = np.flatnonzero(np.isfinite(facts.iou))
     surest = -np.nan_to_num(facts.label_probability)
@@ -102,24 +102,24 @@ def run_galleries(facts: RunFacts, place: int) -> list[Gallery]:
     best = right[np.lexsort((surest[right], -facts.iou[right]))][:OF_A_RUN]
     worst = known[np.lexsort((surest[known], facts.iou[known]))][:OF_A_RUN]
     note = "Highest IoU where the class is right." if len(best) else "No class is right."
-    galleries.append(_gallery(one, f"best-{place}", "Best", note, best, place))
-    note = "Lowest IoU; of equals those whose true class was given the highest probability."
-    galleries.append(_gallery(one, f"worst-{place}", "Worst", note, worst, place))
+    galleries.append(_gallery(one, f"best-{position}", "Best", note, best, position))
+    note = "Lowest IoU; of equals those whose label was given the highest probability."
+    galleries.append(_gallery(one, f"worst-{position}", "Worst", note, worst, position))
     for kind in FAILURES:
         members = np.array([i for i, found in enumerate(facts.outcomes) if found is kind], np.int64)
-        key = f"{kind.value.replace(' ', '-')}-{place}"
-        galleries.append(_sampled(one, key, kind.value.capitalize(), members, place))
+        key = f"{kind.value.replace(' ', '-')}-{position}"
+        galleries.append(_sampled(one, key, kind.value.capitalize(), members, position))
     return galleries
 
 
-def _sampled(facts: Sequence[RunFacts], key: str, title: str, members: NDArray[np.int64], place: int) -> Gallery:
+def _sampled(facts: Sequence[RunFacts], key: str, title: str, members: NDArray[np.int64], position: int) -> Gallery:
     drawn = np.sort(np.random.default_rng(SEED).choice(members, min(OF_A_RUN, len(members)), replace=False))
     note = f"{len(drawn)} of {len(members):,}, drawn with seed {SEED}." if len(members) else "None."
-    return _gallery(facts, key, title, note, drawn, place)
+    return _gallery(facts, key, title, note, drawn, position)
 
 
 def _gallery(
-    facts: Sequence[RunFacts], key: str, title: str, note: str, chosen: NDArray[np.int64], place: int = 0
+    facts: Sequence[RunFacts], key: str, title: str, note: str, chosen: NDArray[np.int64], position: int = 0
 ) -> Gallery:
     gallery = Gallery(key, title, note)
     for i in chosen.tolist():
@@ -129,7 +129,7 @@ def _gallery(
         except UnreadableImageError as error:
             gallery.left_out.append(f"{facts[0].run.index.paths[i]} {error.reason}")
             continue
-        gallery.images.append([_view(run, place + n, i, image, key) for n, run in enumerate(facts)])
+        gallery.images.append([_view(run, position + n, i, image, key) for n, run in enumerate(facts)])
     return gallery
 
 
@@ -163,8 +163,8 @@ def _data_uri(image: Image, heat: Callable[[int, int], NDArray[np.uint8]]) -> st
     height, width = image.shape[:2]
     scale = min(1.0, SIDE / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    grey = cv2.resize(heat(width, height), size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    gray = cv2.resize(heat(width, height), size, interpolation=cv2.INTER_AREA).astype(np.uint8)
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-    picture = cv2.cvtColor(draw_overlay(small, grey), cv2.COLOR_RGB2BGR)
+    picture = cv2.cvtColor(draw_overlay(small, gray), cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
     return f"data:image/webp;base64,{base64.b64encode(data.tobytes()).decode()}"

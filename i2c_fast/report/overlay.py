@@ -1,4 +1,4 @@
-"""Pictures of localizations: heat map over the image, predicted box green, true boxes red (as Fig. 3 of the paper)."""
+"""Pictures of localizations: heat map over the image, predicted box green, ground-truth boxes red (Fig. 3)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..data.images import Image
 from ..errors import UserError
-from ..evaluation.boxes import Grey
+from ..evaluation.boxes import Gray
 from ..files import write_bytes
 
 GREEN, RED = (0, 220, 0), (230, 0, 0)
@@ -19,30 +19,30 @@ INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 def draw_overlay(
     image: Image,
-    grey: Grey | None = None,
+    gray: Gray | None = None,
     box: Sequence[int] | None = None,
-    truth: NDArray[np.float32] | None = None,
+    gt_boxes: NDArray[np.float32] | None = None,
     side: int = 0,
 ) -> Image:
     """Lay a class map and boxes over an image; what is None is left out.
 
     Args:
-        image: uint8 RGB [H, W, 3]. grey: uint8 [H, W] normalized map in the same frame.
+        image: uint8 RGB [H, W, 3]. gray: uint8 [H, W] normalized map in the same frame.
         box: predicted x0, y0, x1, y1, inclusive, drawn green; an empty one (x1 < x0) is left out too.
-        truth: [B, 4] true boxes, drawn red.
+        gt_boxes: [B, 4] ground-truth boxes, drawn red.
         side: enlarge so that the shorter side has at least this many pixels, for lines that can be seen.
 
     Returns:
         uint8 RGB [h, w, 3].
     """
-    if grey is not None:
-        heat = cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    if gray is not None:
+        heat = cv2.cvtColor(cv2.applyColorMap(gray, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
         image = cv2.addWeighted(image, 0.55, heat, 0.45, 0).astype(np.uint8)
     scale = max(1, min(-(-side // min(image.shape[:2])), MAX_SIDE // max(image.shape[:2])))
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
     width = max(1, min(picture.shape[:2]) // 90)
-    for true_box in () if truth is None else truth:
-        _rectangle(picture, true_box, scale, RED, width)
+    for gt_box in () if gt_boxes is None else gt_boxes:
+        _rectangle(picture, gt_box, scale, RED, width)
     if box is not None and box[2] >= box[0]:
         _rectangle(picture, box, scale, GREEN, width)
     return picture

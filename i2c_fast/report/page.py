@@ -95,7 +95,7 @@ def _context(facts: Sequence[RunFacts], date: str) -> dict[str, Any]:
         "failures": failure_rows(facts),
         "definitions": FAILURES,
         "common": common_galleries(facts),
-        "galleries": [run_galleries(run, place) for place, run in enumerate(facts)],
+        "galleries": [run_galleries(run, position) for position, run in enumerate(facts)],
         "side": SIDE,
     }
 
@@ -109,7 +109,7 @@ def check_writable(output: Path) -> None:
     """Refuse an output that cannot be written, before the work and not after it.
 
     Raises:
-        UserError: a folder, or a place below a file or in a folder that is not writable.
+        UserError: a folder, or a path below a file or in a folder that is not writable.
     """
     try:
         if output.is_dir():

@@ -56,10 +56,10 @@ def open_runs(paths: Sequence[Path], overrides: Sequence[str], console: Console)
         raise UserError(f"{len(paths)} runs are more than the {MAX_RUNS} that fit in a page; report on fewer")
     names = _names(paths)
     runs = [_open(path, name, overrides, console) for path, name in zip(paths, names, strict=True)]
-    for place, run in enumerate(runs):
-        for other in runs[:place]:
+    for position, run in enumerate(runs):
+        for other in runs[:position]:
             if run.checkpoint.resolve() == other.checkpoint.resolve():
-                raise UserError(f"{paths[place]} is given twice (both are {other.checkpoint}); name each run once")
+                raise UserError(f"{paths[position]} is given twice (both are {other.checkpoint}); name each run once")
         _check_comparable(runs[0], run)
     return runs
 

@@ -18,7 +18,7 @@ class Cell(NamedTuple):
     text: str
     note: str = ""  # in smaller letters beside it
     best: bool = False  # of several runs
-    share: float = 0.0  # length of its bar, 0…1
+    fraction: float = 0.0  # length of its bar, 0…1
 
 
 class Row(NamedTuple):
@@ -121,24 +121,24 @@ def difference_tables(facts: Sequence[RunFacts]) -> list[Comparison]:
     """Each further run against the first, image by image."""
     names = {"cls_top1": "Top-1 Cls", "loc_top1": "Top-1 Loc", "gt_known": "Gt-known"}
     comparisons = []
-    for place, run in enumerate(facts[1:], 1):
+    for position, run in enumerate(facts[1:], 1):
         found = paired_differences(facts[0].scores, run.scores)
         rows = [Difference(names[key], row["difference"], *row["interval_95"]) for key, row in found.items()]
         reach = max([0.5, *(max(-row.low, row.high) for row in rows)])
-        comparisons.append(Comparison(place, rows, reach))
+        comparisons.append(Comparison(position, rows, reach))
     return comparisons
 
 
 def failure_rows(facts: Sequence[RunFacts]) -> list[Row]:
-    """How many images failed in which way, and what share of the run's failures that is."""
+    """How many images failed in which way, and what fraction of the run's failures that is."""
     counts = [Counter(run.outcomes) for run in facts]
     totals = [sum(count[kind] for kind in FAILURES) for count in counts]
     rows = []
     for kind, (term, _) in FAILURES.items():
         cells = []
         for count, total in zip(counts, totals, strict=True):
-            share = count[kind] / total if total else 0.0
-            cells.append(Cell(f"{count[kind]:,}", f"{100 * share:.1f} %", share=share))
+            fraction = count[kind] / total if total else 0.0
+            cells.append(Cell(f"{count[kind]:,}", f"{100 * fraction:.1f} %", fraction=fraction))
         rows.append(Row(kind.value, cells, term))
     boxed = int(facts[0].scores.boxed.sum())
     cells = [Cell(f"{total:,}", f"{100 * total / boxed:.1f} % of images") for total in totals] if boxed else []

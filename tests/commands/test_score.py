@@ -179,8 +179,8 @@ def test_pickle_is_not_executed_and_nothing_is_written(saved: Saved, tmp_path: P
     ],
 )
 def test_wrong_arguments(saved: Saved, arguments: list[str], words: list[str]) -> None:
-    places = {"MAPS": str(saved.maps), "META": str(saved.metadata)}
-    result = call(*(places.get(argument, argument) for argument in arguments))
+    paths = {"MAPS": str(saved.maps), "META": str(saved.metadata)}
+    result = call(*(paths.get(argument, argument) for argument in arguments))
     assert result.exit_code == 2 and "Traceback" not in result.output
     for word in words:
         assert word in result.stderr

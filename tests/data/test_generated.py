@@ -129,10 +129,10 @@ def test_object_spans_about_half_to_most_of_the_image(drawings: list[Drawing]) -
 
 
 def test_mark_is_a_small_visible_part_of_the_object(drawings: list[Drawing]) -> None:
-    shares = np.array([drawing.mark.sum() / drawing.mask.sum() for drawing in drawings])
+    fractions = np.array([drawing.mark.sum() / drawing.mask.sum() for drawing in drawings])
     assert all((drawing.mask | ~drawing.mark).all() for drawing in drawings)
-    assert 0.02 < shares.min() < shares.max() < 0.2
-    assert 0.04 < np.median(shares) < 0.1
+    assert 0.02 < fractions.min() < fractions.max() < 0.2
+    assert 0.04 < np.median(fractions) < 0.1
 
 
 def test_marks_of_all_classes_differ_in_hue_or_shape() -> None:

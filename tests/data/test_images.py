@@ -32,7 +32,7 @@ def decoded(folder: Path, data: bytes, name: str = "image.JPEG") -> Image:
     return read_image(folder / name)
 
 
-def place(x: float, y: float) -> np.ndarray:
+def offset(x: float, y: float) -> np.ndarray:
     return np.array([x, y])
 
 
@@ -57,12 +57,12 @@ def test_webp_decodes_to_rgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_grey_file_becomes_three_equal_channels(tmp_path: Path, kind: str) -> None:
-    grey = PICTURE[..., 0]
-    image = decoded(tmp_path, encoded(grey, kind))
+def test_gray_file_becomes_three_equal_channels(tmp_path: Path, kind: str) -> None:
+    gray = PICTURE[..., 0]
+    image = decoded(tmp_path, encoded(gray, kind))
     assert image.shape == (40, 60, 3)
     assert (image == image[..., :1]).all()
-    assert abs(image[..., 0].astype(int) - grey).max() <= 3
+    assert abs(image[..., 0].astype(int) - gray).max() <= 3
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
@@ -110,11 +110,11 @@ def test_path_may_hold_any_characters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
-def test_truncated_file_is_unreadable(tmp_path: Path, kind: str, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.6, 0.95])
+def test_truncated_file_is_unreadable(tmp_path: Path, kind: str, fraction: float) -> None:
     data = encoded(PICTURE, kind)
     with pytest.raises(UnreadableImageError):
-        decoded(tmp_path, data[: int(len(data) * share)])
+        decoded(tmp_path, data[: int(len(data) * fraction)])
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
@@ -170,20 +170,20 @@ def test_opencvs_threads_are_off() -> None:
 
 
 def test_crop_is_cut_at_its_share_of_the_free_range() -> None:
-    # Short side 40 of a 40 x 60 picture: nothing is resized; 31 places across, 11 down.
+    # Short side 40 of a 40 x 60 picture: nothing is resized; 31 offsets across, 11 down.
     for (px, py), (x, y) in {(0, 0): (0, 0), (0.5, 0.5): (15, 5), (0.999, 0.999): (30, 10), (0.1, 0.9): (3, 9)}.items():
-        cut = train_crop(PICTURE, 40, 30, place(px, py), flip=False)
+        cut = train_crop(PICTURE, 40, 30, offset(px, py), flip=False)
         np.testing.assert_array_equal(cut, PICTURE[y : y + 30, x : x + 30])
 
 
 def test_every_place_of_the_crop_is_as_likely() -> None:
     strip = PICTURE[:10, :13]
-    starts = [train_crop(strip, 10, 10, place(i / 400, 0), flip=False)[0, 0, 0] // 4 for i in range(400)]
+    starts = [train_crop(strip, 10, 10, offset(i / 400, 0), flip=False)[0, 0, 0] // 4 for i in range(400)]
     assert np.bincount(starts).tolist() == [100] * 4
 
 
 def test_flip_mirrors_left_and_right_after_the_cut() -> None:
-    plain, mirrored = (train_crop(PICTURE, 40, 30, place(0.2, 0.7), flip) for flip in (False, True))
+    plain, mirrored = (train_crop(PICTURE, 40, 30, offset(0.2, 0.7), flip) for flip in (False, True))
     np.testing.assert_array_equal(mirrored, plain[:, ::-1])
     assert (plain != mirrored).any()
 
@@ -192,26 +192,26 @@ def test_flip_mirrors_left_and_right_after_the_cut() -> None:
 def test_shorter_side_becomes_the_short_side(upright: bool) -> None:
     picture = np.ascontiguousarray(PICTURE.transpose(1, 0, 2)) if upright else PICTURE
     whole = resize(picture, *((20, 30) if upright else (30, 20)))
-    far = train_crop(picture, 20, 20, place(0.9999, 0.9999), flip=False)
+    far = train_crop(picture, 20, 20, offset(0.9999, 0.9999), flip=False)
     np.testing.assert_array_equal(far, whole[-20:, -20:])
 
 
 def test_training_crop_of_the_full_square_is_the_test_image() -> None:
     square = PICTURE[:, :40]
-    np.testing.assert_array_equal(train_crop(square, 24, 24, place(0.5, 0.5), flip=False), resize(square, 24, 24))
+    np.testing.assert_array_equal(train_crop(square, 24, 24, offset(0.5, 0.5), flip=False), resize(square, 24, 24))
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 48), st.integers(0, 16), st.booleans())
 def test_crop_has_the_asked_size_for_any_image(width: int, height: int, size: int, more: int, flip: bool) -> None:
     image = np.full((height, width, 3), 9, np.uint8)
-    cut = train_crop(image, size + more, size, place(0.999999, 0.999999), flip)
+    cut = train_crop(image, size + more, size, offset(0.999999, 0.999999), flip)
     assert (cut.shape, cut.dtype) == ((size, size, 3), np.uint8)
     assert (cut == 9).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (2, 400), (400, 2), (1, 50)])
 def test_tiny_and_extreme_images_are_cropped(width: int, height: int) -> None:
-    assert train_crop(np.zeros((height, width, 3), np.uint8), 36, 32, place(0.5, 0.5), True).shape == (32, 32, 3)
+    assert train_crop(np.zeros((height, width, 3), np.uint8), 36, 32, offset(0.5, 0.5), True).shape == (32, 32, 3)
 
 
 # Normalizing

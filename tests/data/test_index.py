@@ -12,8 +12,8 @@ ROOT = Path("somewhere")
 
 
 def index(*paths: str, labels: list[int] | None = None, root: Path = ROOT) -> ImageIndex:
-    places = np.asarray([0] * len(paths) if labels is None else labels, np.int64)
-    return ImageIndex(root, ("cat", "dog"), paths, places, no_boxes(len(paths)))
+    numbers = np.asarray([0] * len(paths) if labels is None else labels, np.int64)
+    return ImageIndex(root, ("cat", "dog"), paths, numbers, no_boxes(len(paths)))
 
 
 def touched(folder: Path, *names: str) -> Path:

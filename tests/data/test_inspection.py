@@ -62,11 +62,11 @@ def test_gray_image_is_plain(tmp_path: Path) -> None:
 # Broken
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("fraction", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF"])
-def test_truncated_image_is_broken(tmp_path: Path, kind: str, share: float) -> None:
+def test_truncated_image_is_broken(tmp_path: Path, kind: str, fraction: float) -> None:
     data = encoded(PICTURE, kind)
-    found = look(tmp_path, data[: int(len(data) * share)])
+    found = look(tmp_path, data[: int(len(data) * fraction)])
     assert found.broken
     assert found.size is None
 

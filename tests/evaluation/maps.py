@@ -1,10 +1,10 @@
-"""Grey maps that are hard for region finding, and maps as networks give them."""
+"""Gray maps that are hard for region finding, and maps as networks give them."""
 
 import cv2
 import numpy as np
 
 
-def as_grey(values: np.ndarray) -> np.ndarray:
+def as_gray(values: np.ndarray) -> np.ndarray:
     """Any map → uint8 from 0 to 255."""
     span = np.ptp(values)
     return ((values - values.min()) / (span or 1) * 255).astype(np.uint8)
@@ -18,14 +18,14 @@ def cam(seed: int, cells: int = 14, side: int = 224, sigma: float = 1.5) -> np.n
 
 def spiral(side: int) -> np.ndarray:
     """One arm, a pixel wide, that darkens inwards and touches itself nowhere."""
-    grey = np.zeros((side, side), np.uint8)
+    gray = np.zeros((side, side), np.uint8)
     x = y = turn = 0
     bright = 255
     steps = [(1, 0), (0, 1), (-1, 0), (0, -1)]
-    grey[0, 0] = bright
+    gray[0, 0] = bright
 
     def free(x: int, y: int) -> bool:
-        return 0 <= x < side and 0 <= y < side and grey[y, x] == 0
+        return 0 <= x < side and 0 <= y < side and gray[y, x] == 0
 
     while True:
         dx, dy = steps[turn % 4]
@@ -35,11 +35,11 @@ def spiral(side: int) -> np.ndarray:
             turn += 1
             dx, dy = steps[turn % 4]
             if not (free(x + dx, y + dy) and free(x + 2 * dx, y + 2 * dy)):
-                return grey
+                return gray
             continue
         x, y = ahead
         bright = max(1, bright - 1)
-        grey[y, x] = bright
+        gray[y, x] = bright
 
 
 def rings(side: int, width: int, falling: bool) -> np.ndarray:
@@ -57,10 +57,10 @@ def plateaus(seed: int) -> np.ndarray:
 
 def touching_diagonally() -> np.ndarray:
     """Squares that touch at corners only, around holes that touch at corners only."""
-    grey = np.kron(np.indices((8, 9)).sum(0) % 2, np.ones((3, 3), int)) * 90
-    grey[grey == 0] = 30
-    grey[4::6, 4::6] += 100
-    return grey.astype(np.uint8)
+    gray = np.kron(np.indices((8, 9)).sum(0) % 2, np.ones((3, 3), int)) * 90
+    gray[gray == 0] = 30
+    gray[4::6, 4::6] += 100
+    return gray.astype(np.uint8)
 
 
 ADVERSARIAL = {
@@ -86,7 +86,7 @@ ADVERSARIAL = {
     "one dark pixel": np.pad(np.zeros((1, 1), np.uint8), 2, constant_values=9),
     "one row": np.random.default_rng(1).integers(0, 256, (1, 50)).astype(np.uint8),
     "one column": np.random.default_rng(2).integers(0, 256, (50, 1)).astype(np.uint8),
-    "smooth": as_grey(cam(3, cells=5, side=40)),
+    "smooth": as_gray(cam(3, cells=5, side=40)),
 }
 
 
@@ -104,4 +104,4 @@ def random_map(rng: np.random.Generator, kind: str, side: int) -> np.ndarray:
         blurred = cv2.GaussianBlur(rng.random((height, width)), (0, 0), rng.uniform(0.3, 3))
     else:
         blurred = cv2.resize(rng.random(rng.integers(1, 8, 2).tolist()), (width, height), interpolation=cv2.INTER_CUBIC)
-    return as_grey(blurred.reshape(height, width))
+    return as_gray(blurred.reshape(height, width))

@@ -9,9 +9,9 @@ NO_REGION = (0, 0, -1, -1)
 Box = tuple[int, int, int, int]
 
 
-def levels_of(grey: np.ndarray) -> list[int]:
+def levels_of(gray: np.ndarray) -> list[int]:
     """Thresholds that show each different mask of a map at both ends of its range."""
-    values = {int(value) for value in np.unique(grey)}
+    values = {int(value) for value in np.unique(gray)}
     return sorted({t for value in values for t in (value - 1, value) if 0 <= t <= 254} | {0, 254})
 
 
@@ -53,15 +53,15 @@ class BoxEvaluator:
 
     def add(self, raw: np.ndarray, size: tuple[int, int], boxes: Sequence[Sequence[float]]) -> None:
         score = normalized(raw)
-        grey = (score * 255).astype(np.uint8)
-        truth = [scaled_box(box, size) for box in boxes]
+        gray = (score * 255).astype(np.uint8)
+        gt_boxes = [scaled_box(box, size) for box in boxes]
         for i, t in enumerate(self.fractions):
-            level = int(t * np.max(grey))
-            _, mask = cv2.threshold(grey, level, 255, cv2.THRESH_BINARY)
+            level = int(t * np.max(gray))
+            _, mask = cv2.threshold(gray, level, 255, cv2.THRESH_BINARY)
             found = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
             chosen = [max(found, key=cv2.contourArea)] if found else []
-            self.right[i] += best_overlap(chosen, truth) >= 50 / 100
-            best = best_overlap(found, truth)
+            self.right[i] += best_overlap(chosen, gt_boxes) >= 50 / 100
+            best = best_overlap(found, gt_boxes)
             for iou, right in self.right_v2.items():
                 right[i] += best >= iou / 100
         self.images += 1
@@ -86,9 +86,9 @@ def scaled_box(box: Sequence[float], size: tuple[int, int]) -> Box:
     return int(x0 * 224.0 / width), int(y0 * 224.0 / height), int(x1 * 224.0 / width), int(y1 * 224.0 / height)
 
 
-def best_overlap(contours: Sequence[np.ndarray], truth: Sequence[Box]) -> float:
+def best_overlap(contours: Sequence[np.ndarray], gt_boxes: Sequence[Box]) -> float:
     boxes = [(x, y, min(x + w, 223), min(y + h, 223)) for x, y, w, h in map(cv2.boundingRect, contours)]
-    return max(overlap(box, other) for box in boxes or [(0, 0, 0, 0)] for other in truth)
+    return max(overlap(box, other) for box in boxes or [(0, 0, 0, 0)] for other in gt_boxes)
 
 
 def overlap(box: Box, other: Box) -> float:

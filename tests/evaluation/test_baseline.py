@@ -10,7 +10,7 @@ from i2c_fast.data import read_split
 from i2c_fast.evaluation import PaperProtocol, centered_box_error
 
 
-def test_centered_box_is_measured_at_its_best_share(tmp_path: Path) -> None:
+def test_centered_box_is_measured_at_its_best_fraction(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split / "a").mkdir(parents=True)
         for name in "012":

@@ -35,9 +35,9 @@ def flood_fill_box(mask: np.ndarray) -> Box:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def flood_fill_boxes(grey: np.ndarray, thresholds: np.ndarray) -> list[Box]:
+def flood_fill_boxes(gray: np.ndarray, thresholds: np.ndarray) -> list[Box]:
     boxes: dict[bytes, Box] = {}  # masks repeat between two values of the map
-    masks = [grey > threshold for threshold in thresholds]
+    masks = [gray > threshold for threshold in thresholds]
     for mask in masks:
         if mask.tobytes() not in boxes:
             boxes[mask.tobytes()] = flood_fill_box(mask)
@@ -46,8 +46,8 @@ def flood_fill_boxes(grey: np.ndarray, thresholds: np.ndarray) -> list[Box]:
 
 def boxes_at(mask: list[str]) -> list[int]:
     """Box of a drawing in which # is above the threshold."""
-    grey = np.array([[255 * (c == "#") for c in row] for row in mask], np.uint8)
-    return largest_region_boxes(grey, np.array([0]))[0].tolist()
+    gray = np.array([[255 * (c == "#") for c in row] for row in mask], np.uint8)
+    return largest_region_boxes(gray, np.array([0]))[0].tolist()
 
 
 def smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -90,16 +90,16 @@ def test_boxes_equal_a_flood_fill_at_all_thresholds(name: str) -> None:
 
 @settings(max_examples=500)
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 12), st.floats(0.05, 0.6))
-def test_boxes_equal_a_flood_fill_on_scattered_pixels(seed: int, height: int, width: int, share: float) -> None:
+def test_boxes_equal_a_flood_fill_on_scattered_pixels(seed: int, height: int, width: int, fraction: float) -> None:
     # Many regions of equal size: the rule for ties decides.
-    mask = np.random.default_rng(seed).random((height, width)) < share
+    mask = np.random.default_rng(seed).random((height, width)) < fraction
     found = largest_region_boxes(mask.astype(np.uint8), np.array([0]))[0]
     assert tuple(found.tolist()) == flood_fill_box(mask)
 
 
 def test_region_is_strictly_above_the_threshold() -> None:
-    grey = np.array([[7, 8]], np.uint8)
-    assert largest_region_boxes(grey, np.array([6, 7, 8])).tolist() == [[0, 0, 1, 0], [1, 0, 1, 0], list(EMPTY_BOX)]
+    gray = np.array([[7, 8]], np.uint8)
+    assert largest_region_boxes(gray, np.array([6, 7, 8])).tolist() == [[0, 0, 1, 0], [1, 0, 1, 0], list(EMPTY_BOX)]
 
 
 def test_pixels_that_touch_at_a_corner_are_one_region() -> None:
@@ -127,18 +127,18 @@ def test_box_of_everything_and_of_nothing() -> None:
 
 
 def test_thresholds_may_come_in_any_order_and_number() -> None:
-    grey = MAPS["smooth"]
+    gray = MAPS["smooth"]
     order = np.array([200, 3, 3, 90])
-    np.testing.assert_array_equal(largest_region_boxes(grey, order), largest_region_boxes(grey, ALL)[order])
-    assert largest_region_boxes(grey, np.arange(0)).shape == (0, 4)
+    np.testing.assert_array_equal(largest_region_boxes(gray, order), largest_region_boxes(gray, ALL)[order])
+    assert largest_region_boxes(gray, np.arange(0)).shape == (0, 4)
 
 
-def overlap(box: tuple[float, ...], truth: tuple[float, ...]) -> float:
-    return float(intersection_over_union(np.array([box]), np.array([truth], np.float32))[0, 0])
+def overlap(box: tuple[float, ...], gt_boxes: tuple[float, ...]) -> float:
+    return float(intersection_over_union(np.array([box]), np.array([gt_boxes], np.float32))[0, 0])
 
 
 @pytest.mark.parametrize(
-    ("box", "truth", "expected"),
+    ("box", "gt_boxes", "expected"),
     [
         ((0, 0, 9, 9), (0, 0, 9, 9), 1),
         ((3, 4, 3, 4), (3, 4, 3, 4), 1),  # one pixel has area 1, not 0
@@ -148,36 +148,36 @@ def overlap(box: tuple[float, ...], truth: tuple[float, ...]) -> float:
         ((0, 0, 3, 3), (3, 3, 6, 6), 1 / 31),  # inclusive bounds share their last pixel
         ((0, 0, 4, 4), (5, 0, 9, 4), 0),  # neighbors share none
         ((0, 0, 4, 4), (20, 30, 40, 50), 0),
-        ((0, 0, 1, 0), (0.5, 0, 1.5, 0), 1.5 / 2.5),  # true boxes may lie between pixels
+        ((0, 0, 1, 0), (0.5, 0, 1.5, 0), 1.5 / 2.5),  # ground-truth boxes may lie between pixels
     ],
 )
-def test_overlap_by_hand(box: Box, truth: tuple[float, ...], expected: float) -> None:
-    assert overlap(box, truth) == pytest.approx(expected)
-    assert overlap(truth, box) == pytest.approx(expected)
+def test_overlap_by_hand(box: Box, gt_boxes: tuple[float, ...], expected: float) -> None:
+    assert overlap(box, gt_boxes) == pytest.approx(expected)
+    assert overlap(gt_boxes, box) == pytest.approx(expected)
 
 
 def test_empty_box_overlaps_nothing() -> None:
-    for truth in ((0, 0, 9, 9), (0, 0, 0, 0), (-5, -5, 3, 3), (4, 4, 8, 8)):
-        assert overlap(EMPTY_BOX, truth) == 0
+    for gt_boxes in ((0, 0, 9, 9), (0, 0, 0, 0), (-5, -5, 3, 3), (4, 4, 8, 8)):
+        assert overlap(EMPTY_BOX, gt_boxes) == 0
 
 
-def test_every_box_is_held_against_every_true_box() -> None:
+def test_every_box_is_held_against_every_gt_box() -> None:
     boxes = np.array([[0, 0, 1, 1], [0, 0, 3, 3], EMPTY_BOX], np.int32)
-    truth = np.array([[0, 0, 1, 1], [0, 0, 3, 1]], np.float32)
-    np.testing.assert_allclose(intersection_over_union(boxes, truth), [[1, 0.5], [0.25, 0.5], [0, 0]])
-    assert intersection_over_union(boxes, truth[:0]).shape == (3, 0)
+    gt_boxes = np.array([[0, 0, 1, 1], [0, 0, 3, 1]], np.float32)
+    np.testing.assert_allclose(intersection_over_union(boxes, gt_boxes), [[1, 0.5], [0.25, 0.5], [0, 0]])
+    assert intersection_over_union(boxes, gt_boxes[:0]).shape == (3, 0)
 
 
 def test_highest_overlaps_are_the_overlaps_with_the_nearest_true_box_bit_for_bit() -> None:
     rng = np.random.default_rng(0)
     corners = np.sort(rng.integers(-3, 30, (500, 2, 2)), axis=1).reshape(-1, 4)
     boxes = np.concatenate([corners, [EMPTY_BOX]]).astype(np.int32)
-    truth = np.sort(rng.uniform(-3, 30, (7, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
-    for known in (truth, truth[:1], truth.astype(np.float64)):
+    gt_boxes = np.sort(rng.uniform(-3, 30, (7, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
+    for known in (gt_boxes, gt_boxes[:1], gt_boxes.astype(np.float64)):
         expected = intersection_over_union(boxes, known).max(1)
         assert (expected > 0).any() and (expected == 0).any()
         np.testing.assert_array_equal(highest_overlaps(boxes, known), expected)
         np.testing.assert_array_equal(highest_overlaps(boxes.astype(np.int64)[::-1], known), expected[::-1])
-    assert not highest_overlaps(boxes, truth[:0]).any()
+    assert not highest_overlaps(boxes, gt_boxes[:0]).any()
     with pytest.raises(TypeError):
-        highest_overlaps(boxes / 2, truth)
+        highest_overlaps(boxes / 2, gt_boxes)

@@ -15,7 +15,7 @@ from i2c_fast.data import ImageIndex, read_image, read_split
 from i2c_fast.data.images import IMAGENET_MEAN, IMAGENET_STD
 from i2c_fast.errors import UserError
 from i2c_fast.evaluation import PaperProtocol, Scores, evaluate
-from i2c_fast.evaluation.boxes import Boxes, Grey
+from i2c_fast.evaluation.boxes import Boxes, Gray
 from i2c_fast.evaluation.evaluate import ten_crop_scores
 from i2c_fast.models import build_localizer
 from i2c_fast.runtime import Runtime
@@ -27,7 +27,7 @@ CPU = Runtime(torch.device("cpu"))
 
 
 def known_maps() -> Tensor:
-    """[3, S, S]: zero, .5 in the halo, 1 in the core; in grey levels 0, 127 and 255."""
+    """[3, S, S]: zero, .5 in the halo, 1 in the core; in gray levels 0, 127 and 255."""
     maps = torch.zeros(3, SIDE, SIDE)
     for label in range(3):
         for (x0, y0, x1, y1), value in ((HALO, 0.5), (CORE, 1.0)):
@@ -69,7 +69,7 @@ def moved(box: tuple[int, ...], label: int) -> list[float]:
 
 @pytest.fixture
 def index(tiny_set: Path) -> ImageIndex:
-    """Labels 0 1 2 0 1 2 …; the true boxes are the core of the label's map, then the halo, then none, then two."""
+    """Labels 0 1 2 0 1 2 …; boxes are the core of the label's map, then the halo, then none, then two."""
     split = read_split(tiny_set, "val")
     assert split.labels.tolist() == [0, 1, 2] * 4
     boxes: list[list[list[float]]] = []
@@ -137,7 +137,7 @@ def test_training_mode_is_restored_after_a_failure(index: ImageIndex) -> None:
 
 def test_failure_while_boxing_is_not_swallowed(index: ImageIndex) -> None:
     class Failing(PaperProtocol):
-        def boxes(self, grey: Grey) -> Boxes:
+        def boxes(self, gray: Gray) -> Boxes:
             raise ValueError("no boxes today")
 
     with pytest.raises(ValueError, match="no boxes today"):

@@ -6,29 +6,29 @@ import pytest
 from i2c_fast.evaluation import FAILURES, Outcome, outcome
 from i2c_fast.evaluation.failures import overlaps
 
-TRUTH = np.array([[0, 0, 9, 9]], np.float32)  # 100 pixels
+GT_BOXES = np.array([[0, 0, 9, 9]], np.float32)  # 100 pixels
 
 
-def judge(box: tuple[int, int, int, int], truth: np.ndarray = TRUTH) -> Outcome:
-    return outcome(np.array(box), truth, right_class=True, right_box=False)
+def judge(box: tuple[int, int, int, int], gt_boxes: np.ndarray = GT_BOXES) -> Outcome:
+    return outcome(np.array(box), gt_boxes, right_class=True, right_box=False)
 
 
 def test_overlaps_count_inclusive_pixels() -> None:
-    iou, of_box, of_truth = overlaps(np.array([5, 0, 14, 9]), TRUTH)
-    assert (iou[0], of_box[0], of_truth[0]) == (50 / 150, 0.5, 0.5)
+    iou, iop, iog = overlaps(np.array([5, 0, 14, 9]), GT_BOXES)
+    assert (iou[0], iop[0], iog[0]) == (50 / 150, 0.5, 0.5)
 
 
 def test_empty_box_overlaps_nothing() -> None:
-    assert [values.tolist() for values in overlaps(np.array([0, 0, -1, -1]), TRUTH)] == [[0.0]] * 3
+    assert [values.tolist() for values in overlaps(np.array([0, 0, -1, -1]), GT_BOXES)] == [[0.0]] * 3
     assert judge((0, 0, -1, -1)) is Outcome.ELSEWHERE
 
 
 def test_wrong_class_comes_before_everything() -> None:
-    assert outcome(np.array([0, 0, 9, 9]), TRUTH, right_class=False, right_box=True) is Outcome.WRONG_CLASS
+    assert outcome(np.array([0, 0, 9, 9]), GT_BOXES, right_class=False, right_box=True) is Outcome.WRONG_CLASS
 
 
 def test_the_protocol_decides_what_is_right() -> None:
-    assert outcome(np.array([50, 50, 60, 60]), TRUTH, right_class=True, right_box=True) is Outcome.RIGHT
+    assert outcome(np.array([50, 50, 60, 60]), GT_BOXES, right_class=True, right_box=True) is Outcome.RIGHT
 
 
 @pytest.mark.parametrize(
@@ -55,18 +55,18 @@ def test_size_and_place_of_a_wrong_box(box: tuple[int, int, int, int], expected:
     ],
 )
 def test_a_box_over_two_objects(right_end: int, expected: Outcome) -> None:
-    truth = np.array([[0, 0, 9, 9], [20, 0, 29, 9]], np.float32)
-    assert judge((0, 0, right_end, 9), truth) is expected
+    gt_boxes = np.array([[0, 0, 9, 9], [20, 0, 29, 9]], np.float32)
+    assert judge((0, 0, right_end, 9), gt_boxes) is expected
 
 
 def test_the_nearest_of_several_objects_counts() -> None:
-    truth = np.array([[100, 100, 199, 199], [0, 0, 9, 9]], np.float32)
-    assert judge((2, 2, 4, 4), truth) is Outcome.TOO_SMALL
-    assert judge((-20, -20, 29, 29), truth) is Outcome.TOO_LARGE
+    gt_boxes = np.array([[100, 100, 199, 199], [0, 0, 9, 9]], np.float32)
+    assert judge((2, 2, 4, 4), gt_boxes) is Outcome.TOO_SMALL
+    assert judge((-20, -20, 29, 29), gt_boxes) is Outcome.TOO_LARGE
 
 
 def test_an_image_without_boxes_has_no_outcome() -> None:
-    with pytest.raises(ValueError, match="true box"):
+    with pytest.raises(ValueError, match="ground-truth box"):
         outcome(np.zeros(4), np.zeros((0, 4), np.float32), right_class=True, right_box=False)
 
 

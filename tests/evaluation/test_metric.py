@@ -39,12 +39,12 @@ def data() -> dict[str, Any]:
     }
 
 
-def update(metric: LocalizationMetric, chosen: list[int], places: bool = True) -> LocalizationMetric:
+def update(metric: LocalizationMetric, chosen: list[int], indices: bool = True) -> LocalizationMetric:
     everything = data()
     part = {
         name: [value[i] for i in chosen] if name == "boxes" else value[chosen] for name, value in everything.items()
     }
-    metric.update(**part, images=torch.tensor(chosen) if places else None)
+    metric.update(**part, indices=torch.tensor(chosen) if indices else None)
     return metric
 
 
@@ -53,7 +53,7 @@ def fresh(protocol: ScoringProtocol | None = None) -> LocalizationMetric:
 
 
 def assert_equal(found: Scores, expected: Scores) -> None:
-    for name in ("ranks", "boxed", "hits", "contour_hits", "images"):
+    for name in ("ranks", "boxed", "hits", "contour_hits", "indices"):
         one, other = getattr(found, name), getattr(expected, name)
         assert (one is None) == (other is None), name
         np.testing.assert_array_equal(one, other, err_msg=name)
@@ -76,7 +76,7 @@ def test_scores_are_the_protocols_verdicts(protocol: ScoringProtocol) -> None:
     assert found.hits.any() and not found.hits.all()
 
 
-def test_ranks_are_places_among_the_predictions() -> None:
+def test_ranks_are_positions_among_the_predictions() -> None:
     found, given = update(fresh(), list(range(COUNT))).scores(), data()
     order = given["logits"].argsort(1, descending=True).tolist()
     assert found.ranks.tolist() == [o.index(label) for o, label in zip(order, given["labels"].tolist(), strict=True)]
@@ -103,10 +103,10 @@ def test_shards_in_any_order_keep_the_order_of_images() -> None:
         assert_equal(first.scores(), whole)
 
 
-def test_shards_without_places_follow_each_other() -> None:
-    first = update(fresh(), [0, 1, 2, 3], places=False)
-    first.merge_state(update(fresh(), list(range(4, COUNT)), places=False))
-    assert_equal(first.scores(), update(fresh(), list(range(COUNT)), places=False).scores())
+def test_shards_without_indices_follow_each_other() -> None:
+    first = update(fresh(), [0, 1, 2, 3], indices=False)
+    first.merge_state(update(fresh(), list(range(4, COUNT)), indices=False))
+    assert_equal(first.scores(), update(fresh(), list(range(COUNT)), indices=False).scores())
 
 
 def test_a_metric_without_images_of_its_own_takes_merged_ones() -> None:
@@ -119,8 +119,8 @@ def test_merging_leaves_the_other_metric_alone() -> None:
     first, second = update(fresh(), [0, 1]), update(fresh(), [2, 3])
     first.merge_state(second)
     update(first, [4])
-    assert second.scores().images.tolist() == [2, 3]
-    assert first.scores().images.tolist() == [0, 1, 2, 3, 4]
+    assert second.scores().indices.tolist() == [2, 3]
+    assert first.scores().indices.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_reset_forgets_merged_images_too() -> None:
@@ -129,7 +129,7 @@ def test_reset_forgets_merged_images_too() -> None:
     metric.reset()
     with pytest.raises(ValueError, match="no images"):
         metric.compute()
-    assert update(metric, [5]).scores().images.tolist() == [5]
+    assert update(metric, [5]).scores().indices.tolist() == [5]
 
 
 def test_compute_is_the_summary_and_may_be_called_again_and_again() -> None:
@@ -173,7 +173,7 @@ def test_maps_may_be_of_any_precision_and_need_gradients(dtype: torch.dtype) -> 
         ("sizes", [[1, 1]]),
         ("sizes", [[0, 100]] * COUNT),
         ("sizes", [[100]] * COUNT),
-        ("images", [1]),
+        ("indices", [1]),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_and_leave_nothing_behind(name: str, value: Any) -> None:
@@ -184,8 +184,8 @@ def test_shapes_that_do_not_fit_are_refused_and_leave_nothing_behind(name: str, 
         metric.compute()
 
 
-def test_places_in_some_updates_only_are_an_error() -> None:
-    metric = update(update(fresh(), [0]), [1], places=False)
+def test_indices_in_some_updates_only_are_an_error() -> None:
+    metric = update(update(fresh(), [0]), [1], indices=False)
     with pytest.raises(ValueError, match="every update"):
         metric.compute()
 
@@ -206,7 +206,7 @@ def test_without_logits_only_figures_of_boxes_are_given() -> None:
 
 def test_logits_in_some_updates_only_are_an_error() -> None:
     metric = update(fresh(), [0])
-    metric.update(**{**data(), "logits": None, "labels": None}, images=torch.arange(1, 1 + COUNT))
+    metric.update(**{**data(), "logits": None, "labels": None}, indices=torch.arange(1, 1 + COUNT))
     with pytest.raises(ValueError, match="`logits` in every update"):
         metric.compute()
 
@@ -237,19 +237,19 @@ def test_failure_in_a_thread_is_raised_by_compute() -> None:
         update(fresh(Failing()), [0, 1]).compute()
 
 
-def _score_rank(rank: int, shares: list[list[int]], folder: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(shares))
+def _score_rank(rank: int, parts: list[list[int]], folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(parts))
     metric = fresh()
-    if shares[rank]:
-        update(metric, shares[rank])
+    if parts[rank]:
+        update(metric, parts[rank])
     torch.save(vars(metric.gather()), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
 def test_every_rank_gathers_the_scores_of_all(tmp_path: Path) -> None:
     # Images 0 and 1 are given to two ranks, as DistributedSampler does, and one rank has none.
-    shares = [[3, 0, 7, 1, 11], [], [1, 2, 4, 5, 6, 8, 9, 10, 0]]
-    torch.multiprocessing.spawn(_score_rank, (shares, str(tmp_path)), nprocs=len(shares))
+    parts = [[3, 0, 7, 1, 11], [], [1, 2, 4, 5, 6, 8, 9, 10, 0]]
+    torch.multiprocessing.spawn(_score_rank, (parts, str(tmp_path)), nprocs=len(parts))
     expected = update(fresh(), list(range(COUNT))).scores()
-    for rank in range(len(shares)):
+    for rank in range(len(parts)):
         assert_equal(Scores(**torch.load(tmp_path / f"{rank}.pt", weights_only=False)), expected)

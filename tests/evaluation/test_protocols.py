@@ -1,4 +1,4 @@
-"""The paper's protocol: maps to grey levels, grey levels to boxes, boxes to verdicts."""
+"""The paper's protocol: maps to gray levels, gray levels to boxes, boxes to verdicts."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ def raw(*rows: list[float]) -> np.ndarray:
     return np.array(rows, np.float32)
 
 
-def hits(box: list[int], *truth: list[float]) -> bool:
-    return bool(PROTOCOL.hits(np.array([box], np.int32), np.array(truth, np.float32).reshape(-1, 4))[0])
+def hits(box: list[int], *gt_boxes: list[float]) -> bool:
+    return bool(PROTOCOL.hits(np.array([box], np.int32), np.array(gt_boxes, np.float32).reshape(-1, 4))[0])
 
 
 @pytest.mark.parametrize(
@@ -24,46 +24,46 @@ def hits(box: list[int], *truth: list[float]) -> bool:
      [3e38, -3e38, 0, 0]],
 )  # fmt: skip
 def test_map_without_a_usable_range_is_all_zeros_and_has_no_box(values: list[float]) -> None:
-    grey = PROTOCOL.grey(raw(values[:2], values[2:]), 7, 5)
-    assert (grey.shape, grey.dtype) == ((5, 7), np.uint8)
-    assert not grey.any()
-    assert (PROTOCOL.boxes(grey) == EMPTY_BOX).all()
+    gray = PROTOCOL.gray(raw(values[:2], values[2:]), 7, 5)
+    assert (gray.shape, gray.dtype) == ((5, 7), np.uint8)
+    assert not gray.any()
+    assert (PROTOCOL.boxes(gray) == EMPTY_BOX).all()
 
 
-def test_grey_spans_all_levels_and_truncates() -> None:
+def test_gray_spans_all_levels_and_truncates() -> None:
     # (value + 1) / 4 · 255 = 0, 63.75, 127.5, 191.25, 255
-    assert PROTOCOL.grey(raw([-1, 0, 1], [2, 3, 3]), 3, 2).tolist() == [[0, 63, 127], [191, 255, 255]]
+    assert PROTOCOL.gray(raw([-1, 0, 1], [2, 3, 3]), 3, 2).tolist() == [[0, 63, 127], [191, 255, 255]]
 
 
-def test_grey_does_not_depend_on_scale_and_shift() -> None:
+def test_gray_does_not_depend_on_scale_and_shift() -> None:
     values = np.random.default_rng(0).integers(-50, 50, (8, 8)).astype(np.float32)
-    np.testing.assert_array_equal(PROTOCOL.grey(values, 8, 8), PROTOCOL.grey(values * 1024 - 4096, 8, 8))
+    np.testing.assert_array_equal(PROTOCOL.gray(values, 8, 8), PROTOCOL.gray(values * 1024 - 4096, 8, 8))
 
 
-def test_grey_leaves_its_input_alone() -> None:
+def test_gray_leaves_its_input_alone() -> None:
     values = raw([1, 2], [3, 4])
-    PROTOCOL.grey(values, 4, 4)
+    PROTOCOL.gray(values, 4, 4)
     assert values.tolist() == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize(
     ("width", "height"), [(50, 37), (37, 50), (500, 375), (28, 28), (9, 300), (14, 14), (5, 3), (1, 1)]
 )
-def test_grey_is_resized_as_torch_does_bilinearly(width: int, height: int) -> None:
+def test_gray_is_resized_as_torch_does_bilinearly(width: int, height: int) -> None:
     values = np.random.default_rng(1).normal(size=(28, 28)).astype(np.float32)
     scaled = torch.from_numpy((values - values.min()) / np.ptp(values))[None, None]
     resized = torch.nn.functional.interpolate(scaled, (height, width), mode="bilinear", align_corners=False)
-    grey = PROTOCOL.grey(values, width, height)
-    assert grey.shape == (height, width)
+    gray = PROTOCOL.gray(values, width, height)
+    assert gray.shape == (height, width)
     # Truncated: below the exact value, by less than one level and rounding.
-    below = 255 * resized[0, 0].numpy() - grey
+    below = 255 * resized[0, 0].numpy() - gray
     assert below.min() > -0.02 and below.max() < 1.02
 
 
 def test_width_and_height_are_not_mixed_up() -> None:
     # Left half hot: over 60 columns, 1 − (x + .5)/30 + .5 ≥ 128/255 up to column 29.
-    grey = PROTOCOL.grey(raw([1, 0]), 60, 20)
-    assert PROTOCOL.box(grey, 127).tolist() == [0, 0, 29, 19]
+    gray = PROTOCOL.gray(raw([1, 0]), 60, 20)
+    assert PROTOCOL.box(gray, 127).tolist() == [0, 0, 29, 19]
 
 
 @pytest.mark.parametrize(
@@ -75,17 +75,17 @@ def test_grid_of_thresholds(step: int, count: int, last: int) -> None:
 
 
 def test_one_box_is_that_of_the_grid() -> None:
-    grey = np.random.default_rng(2).integers(0, 256, (12, 9)).astype(np.uint8)
-    grid = PROTOCOL.boxes(grey)
+    gray = np.random.default_rng(2).integers(0, 256, (12, 9)).astype(np.uint8)
+    grid = PROTOCOL.boxes(gray)
     assert grid.shape == (255, 4)
     for threshold in (0, 1, 100, 254):
-        np.testing.assert_array_equal(PROTOCOL.box(grey, threshold), grid[threshold])
-    np.testing.assert_array_equal(PaperProtocol(threshold_step=100).boxes(grey), grid[::100])
+        np.testing.assert_array_equal(PROTOCOL.box(gray, threshold), grid[threshold])
+    np.testing.assert_array_equal(PaperProtocol(threshold_step=100).boxes(gray), grid[::100])
 
 
 def test_maximum_of_the_map_is_above_every_threshold() -> None:
-    grey = PROTOCOL.grey(raw([0, 0, 0], [0, 5, 0]), 3, 2)
-    assert PROTOCOL.boxes(grey).tolist() == [[1, 1, 1, 1]] * 255
+    gray = PROTOCOL.gray(raw([0, 0, 0], [0, 5, 0]), 3, 2)
+    assert PROTOCOL.boxes(gray).tolist() == [[1, 1, 1, 1]] * 255
 
 
 def test_overlap_of_exactly_one_half_is_not_right() -> None:

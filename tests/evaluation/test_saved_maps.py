@@ -183,8 +183,8 @@ def test_no_damage_escapes_as_another_exception(tmp_path: Path) -> None:
         path = tmp_path / f"x{suffix}"
         for trial in range(600):
             broken = bytearray(data)
-            for place in rng.integers(0, len(data), 1 + trial % 3):
-                broken[place] = rng.integers(0, 256)
+            for i in rng.integers(0, len(data), 1 + trial % 3):
+                broken[i] = rng.integers(0, 256)
             path.write_bytes(broken[: rng.integers(1, len(data) + 1)] if trial % 4 == 0 else broken)
             try:
                 found = open_maps(tmp_path).read("x")
@@ -339,9 +339,9 @@ def test_neither_folder_nor_archive(tmp_path: Path) -> None:
             open_maps(tmp_path / path)
 
 
-def test_threads_may_change_places_while_a_header_is_parsed() -> None:
+def test_threads_may_switch_while_a_header_is_parsed() -> None:
     class Loop:
-        """What the collector frees at any moment, with Python code on the way: threads change places there."""
+        """What the collector frees at any moment, with Python code on the way: threads switch there."""
 
         def __init__(self) -> None:
             self.itself = self

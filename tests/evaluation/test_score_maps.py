@@ -56,8 +56,8 @@ def test_accuracies_equal_the_evaluators_loop(saved: Saved) -> None:
 def test_scores_are_the_protocols_verdicts(saved: Saved, protocol: Any) -> None:
     found = score(saved, protocol=protocol)
     for i in range(COUNT):
-        truth = np.array(boxes_of("test", i), np.float32)
-        verdict = protocol.verdict(raw_map("test", i), *size_of(i), truth)
+        gt_boxes = np.array(boxes_of("test", i), np.float32)
+        verdict = protocol.verdict(raw_map("test", i), *size_of(i), gt_boxes)
         np.testing.assert_array_equal(found.hits[i], verdict.box)
         if verdict.contours is not None:
             np.testing.assert_array_equal(found.contour_hits[i], verdict.contours)
@@ -131,17 +131,17 @@ def test_metadata_may_lie_a_folder_deeper(saved: Saved, tmp_path: Path) -> None:
 def test_thresholds_of_another_split_are_the_ones_that_serve_it_best(saved: Saved) -> None:
     test, val = score(saved), score(saved, split="val")
     summary = test.summary(val, "val")
-    place = val.best_place("gt_known")
+    best = val.best_index("gt_known")
     assert summary["thresholds_chosen_on"] == "val"
-    assert summary["gt_known"]["threshold"] == val.thresholds[place]
-    assert summary["gt_known"]["error"] == pytest.approx(100 * (1 - test.hits[:, place].mean()))
+    assert summary["gt_known"]["threshold"] == val.thresholds[best]
+    assert summary["gt_known"]["error"] == pytest.approx(100 * (1 - test.hits[:, best].mean()))
 
 
 # Predictions
 
 
 def predictions(path: Path, ranks: list[int], header: str = "image_id,classes") -> Path:
-    """Lists in which the label of image i has the place ranks[i]."""
+    """Lists in which the label of image i has the rank ranks[i]."""
     lines = [header] if header else []
     for i, rank in enumerate(ranks):
         others = [c for c in range(7) if c != label_of(i)]

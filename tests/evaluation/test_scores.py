@@ -35,9 +35,9 @@ def hand_made() -> Scores:
     return scores(boxed=BOXED)
 
 
-def random_scores(seed: int, share: float, images: int = 60) -> Scores:
+def random_scores(seed: int, fraction: float, images: int = 60) -> Scores:
     rng = np.random.default_rng(seed)
-    return scores(rng.random((images, 4)) < share, rng.integers(0, 8, images))
+    return scores(rng.random((images, 4)) < fraction, rng.integers(0, 8, images))
 
 
 def test_classification_errors_count_all_images() -> None:
@@ -133,10 +133,10 @@ def test_shards_with_and_without_ranks_do_not_mix() -> None:
 def test_differences_at_thresholds_of_another_split() -> None:
     first, second = scores([[1, 0], [1, 0]], [0, 0]), scores([[0, 1], [0, 1]], [0, 0])
     assert paired_difference(first, second, "gt_known")["difference"] == 0
-    choosers = scores([[0, 1]], [0]), scores([[0, 1]], [0])
-    found = paired_difference(first, second, "gt_known", choosers=choosers)
+    thresholds_from = scores([[0, 1]], [0]), scores([[0, 1]], [0])
+    found = paired_difference(first, second, "gt_known", thresholds_from=thresholds_from)
     assert found == {"difference": -100, "interval_95": [-100, -100]}
-    assert paired_differences(first, second, choosers)["gt_known"] == found
+    assert paired_differences(first, second, thresholds_from)["gt_known"] == found
 
 
 def test_each_metric_has_its_own_best_threshold_and_gt_knowns() -> None:

@@ -14,7 +14,7 @@ def scores(
     hits: list[list[int]],
     ranks: list[int] | None = None,
     *,
-    images: list[int] | None = None,
+    indices: list[int] | None = None,
     contours: list[list[list[int]]] | None = None,
     boxed: list[bool] | None = None,
     protocol: str = "paper",
@@ -27,7 +27,7 @@ def scores(
         np.array(boxed or [True] * count),
         np.array(hits, bool),
         None if contours is None else np.array(contours, bool),
-        None if images is None else np.array(images),
+        None if indices is None else np.array(indices),
     )
 
 
@@ -35,24 +35,24 @@ def scores(
 
 
 def test_merged_images_are_in_the_order_of_the_split() -> None:
-    odd = scores([[1, 0], [1, 1]], [1, 3], images=[1, 3], boxed=[True, False])
-    even = scores([[0, 0], [0, 1], [0, 0]], [4, 0, 2], images=[4, 0, 2])
+    odd = scores([[1, 0], [1, 1]], [1, 3], indices=[1, 3], boxed=[True, False])
+    even = scores([[0, 0], [0, 1], [0, 0]], [4, 0, 2], indices=[4, 0, 2])
     for shards in ([odd, even], [even, odd]):
         merged = Scores.merge(shards)
-        assert merged.images is not None and merged.contour_hits is None
-        assert merged.images.tolist() == merged.ranks.tolist() == [0, 1, 2, 3, 4]
+        assert merged.indices is not None and merged.contour_hits is None
+        assert merged.indices.tolist() == merged.ranks.tolist() == [0, 1, 2, 3, 4]
         assert merged.hits.astype(int).tolist() == [[0, 1], [1, 0], [0, 0], [1, 1], [0, 0]]
         assert merged.boxed.tolist() == [True, True, True, False, True]
         assert (merged.protocol, merged.thresholds.tolist()) == ("paper", [0, 50])
 
 
 def test_an_image_in_two_shards_counts_once_if_that_is_expected() -> None:
-    shards = [scores([[1, 0], [1, 1]], [1, 3], images=[1, 2]), scores([[0, 0], [1, 0]], [4, 1], images=[0, 1])]
+    shards = [scores([[1, 0], [1, 1]], [1, 3], indices=[1, 2]), scores([[0, 0], [1, 0]], [4, 1], indices=[0, 1])]
     with pytest.raises(ValueError, match="image 1 was scored more than once"):
         Scores.merge(shards)
     merged = Scores.merge(shards, repeats=True)
-    assert merged.images is not None and merged.ranks is not None
-    assert merged.images.tolist() == [0, 1, 2] and merged.ranks.tolist() == [4, 1, 3]
+    assert merged.indices is not None and merged.ranks is not None
+    assert merged.indices.tolist() == [0, 1, 2] and merged.ranks.tolist() == [4, 1, 3]
     assert merged.hits.astype(int).tolist() == [[0, 0], [1, 0], [1, 1]]
 
 
@@ -69,31 +69,31 @@ def test_summary_of_merged_shards_is_that_of_all_images() -> None:
     assert Scores.merge([Scores.merge(shards[2:]), Scores.merge(shards[:2])]).summary() == whole.summary()
 
 
-def test_shards_that_do_not_know_places_follow_each_other() -> None:
+def test_shards_that_do_not_know_indices_follow_each_other() -> None:
     merged = Scores.merge([scores([[1]], [5]), scores([[0], [1]], [1, 2])])
-    assert merged.images is None
+    assert merged.indices is None
     assert merged.ranks.tolist() == [5, 1, 2]
 
 
 def test_a_shard_may_be_alone_or_empty() -> None:
-    one = scores([[1, 0]], [2], images=[7])
+    one = scores([[1, 0]], [2], indices=[7])
     empty = Scores("paper", LEVELS[:2], one.ranks[:0], one.boxed[:0], one.hits[:0], None, np.arange(0))
     for shards in ([one], [empty, one], [one, empty]):
-        assert Scores.merge(shards).images.tolist() == [7]
+        assert Scores.merge(shards).indices.tolist() == [7]
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (scores([[1]], images=[1], protocol="wsolevaluation"), "do not mix"),
-        (scores([[1, 1]], images=[1]), "do not mix"),
+        (scores([[1]], indices=[1], protocol="wsolevaluation"), "do not mix"),
+        (scores([[1, 1]], indices=[1]), "do not mix"),
         (scores([[1]]), "some shards"),
-        (scores([[1]], images=[0]), "image 0 was scored more than once"),
+        (scores([[1]], indices=[0]), "image 0 was scored more than once"),
     ],
 )
 def test_shards_that_do_not_fit_are_refused(other: Scores, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Scores.merge([scores([[1]], images=[0]), other])
+        Scores.merge([scores([[1]], indices=[0]), other])
 
 
 # Thresholds of another split

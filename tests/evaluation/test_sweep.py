@@ -13,22 +13,22 @@ from i2c_fast.evaluation import PaperProtocol, WsolEvaluationProtocol, find_cont
 from i2c_fast.evaluation.boxes import EMPTY_BOX
 from i2c_fast.evaluation.saved_maps import open_maps
 
-from .maps import ADVERSARIAL, MAPS, as_grey, cam, random_map
+from .maps import ADVERSARIAL, MAPS, as_gray, cam, random_map
 from .opencv_loops import contours_of, largest_contour, largest_region, levels_of, tight_box
 
 ALL = list(range(255))
 
 
-def check_regions(grey: np.ndarray, levels: list[int]) -> None:
-    expected = [largest_region(grey > t) for t in levels]
-    np.testing.assert_array_equal(largest_region_boxes(grey, np.array(levels)), expected)
+def check_regions(gray: np.ndarray, levels: list[int]) -> None:
+    expected = [largest_region(gray > t) for t in levels]
+    np.testing.assert_array_equal(largest_region_boxes(gray, np.array(levels)), expected)
 
 
-def check_contours(grey: np.ndarray, levels: list[int]) -> None:
-    contours = find_contours(grey)
-    np.testing.assert_array_equal(contours.largest[levels], [largest_contour(grey > t) for t in levels])
+def check_contours(gray: np.ndarray, levels: list[int]) -> None:
+    contours = find_contours(gray)
+    np.testing.assert_array_equal(contours.largest[levels], [largest_contour(gray > t) for t in levels])
     for t in levels:
-        assert {tuple(box) for box in contours.at(t).tolist()} == {tight_box(c) for c in contours_of(grey > t)}, t
+        assert {tuple(box) for box in contours.at(t).tolist()} == {tight_box(c) for c in contours_of(gray > t)}, t
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
@@ -45,27 +45,27 @@ def test_contours_equal_opencvs_at_every_level(name: str) -> None:
 def test_random_maps_equal_opencv_at_every_level(kind: str) -> None:
     rng = np.random.default_rng(0)
     for _ in range(500):
-        grey = random_map(rng, kind, side=12 if kind == "noise" else 28)
-        levels = levels_of(grey)
-        check_regions(grey, levels)
-        check_contours(grey, levels)
+        gray = random_map(rng, kind, side=12 if kind == "noise" else 28)
+        levels = levels_of(gray)
+        check_regions(gray, levels)
+        check_contours(gray, levels)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_scattered_pixels_equal_opencv(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_scattered_pixels_equal_opencv(fraction: float) -> None:
     # Many regions and holes of equal size: the rules for ties decide.
-    rng = np.random.default_rng(int(10 * share))
+    rng = np.random.default_rng(int(10 * fraction))
     for _ in range(300):
-        mask = (rng.random(rng.integers(1, 24, 2).tolist()) < share).astype(np.uint8)
+        mask = (rng.random(rng.integers(1, 24, 2).tolist()) < fraction).astype(np.uint8)
         check_regions(mask, [0])
         check_contours(mask, [0])
 
 
 @pytest.mark.parametrize(("cells", "sigma"), [(7, 1.0), (14, 1.5), (28, 1.5), (28, 0.6)])
 def test_maps_as_networks_give_them_equal_opencv_at_every_level(cells: int, sigma: float) -> None:
-    grey = as_grey(cam(cells, cells, 224, sigma))
-    check_regions(grey, ALL)
-    check_contours(grey, ALL)
+    gray = as_gray(cam(cells, cells, 224, sigma))
+    check_regions(gray, ALL)
+    check_contours(gray, ALL)
 
 
 @pytest.mark.timeout(1800)
@@ -76,10 +76,10 @@ def test_saved_maps_of_a_model_equal_opencv_at_every_level() -> None:
     assert images
     for image in images:
         raw = maps.read(image)
-        for grey in (WsolEvaluationProtocol().grey(raw), PaperProtocol().grey(raw, 250, 190)):
-            levels = levels_of(grey)
-            check_regions(grey, levels)
-            check_contours(grey, levels)
+        for gray in (WsolEvaluationProtocol().gray(raw), PaperProtocol().gray(raw, 250, 190)):
+            levels = levels_of(gray)
+            check_regions(gray, levels)
+            check_contours(gray, levels)
 
 
 def drawing(*rows: str) -> np.ndarray:
@@ -107,8 +107,8 @@ def test_largest_contour_goes_by_polygon_area_with_holes_filled_not_by_pixels() 
 
 
 def test_box_of_a_holes_contour_is_the_hole_grown_by_one() -> None:
-    grey = drawing("#####", "#...#", "#.#.#", "#...#", "#####")
-    assert sorted(find_contours(grey).at(0).tolist()) == [[0, 0, 4, 4], [0, 0, 4, 4], [2, 2, 2, 2]]
+    gray = drawing("#####", "#...#", "#.#.#", "#...#", "#####")
+    assert sorted(find_contours(gray).at(0).tolist()) == [[0, 0, 4, 4], [0, 0, 4, 4], [2, 2, 2, 2]]
 
 
 def test_dark_spots_at_the_border_are_no_holes() -> None:
@@ -118,9 +118,9 @@ def test_dark_spots_at_the_border_are_no_holes() -> None:
 
 
 def test_highest_value_of_the_contours_at_each_level() -> None:
-    grey = drawing("##..", "##.#") // 2
-    grey[1, 3] = 50
-    contours = find_contours(grey)
+    gray = drawing("##..", "##.#") // 2
+    gray[1, 3] = 50
+    contours = find_contours(gray)
     values = contours.boxes[:, 0].astype(np.float64)  # the further right, the better
     best = contours.best(values)
     assert contours.boxes[best[[0, 49]]].tolist() == [[3, 1, 3, 1]] * 2
@@ -129,8 +129,8 @@ def test_highest_value_of_the_contours_at_each_level() -> None:
 
 
 def test_threads_find_what_one_finds() -> None:
-    maps = [as_grey(cam(seed, 14, 96)) for seed in range(24)]
-    alone = [find_contours(grey) for grey in maps]
+    maps = [as_gray(cam(seed, 14, 96)) for seed in range(24)]
+    alone = [find_contours(gray) for gray in maps]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(find_contours, maps))
     for one, other in zip(alone, together, strict=True):
@@ -139,9 +139,9 @@ def test_threads_find_what_one_finds() -> None:
 
 
 def test_any_memory_layout_will_do() -> None:
-    grey = as_grey(cam(0, 7, 30))
-    expected = find_contours(grey).largest
-    for view in (np.asfortranarray(grey), np.repeat(grey, 2, 1)[:, ::2], np.frombuffer(grey.tobytes(), np.uint8)):
+    gray = as_gray(cam(0, 7, 30))
+    expected = find_contours(gray).largest
+    for view in (np.asfortranarray(gray), np.repeat(gray, 2, 1)[:, ::2], np.frombuffer(gray.tobytes(), np.uint8)):
         np.testing.assert_array_equal(find_contours(view.reshape(30, 30)).largest, expected)
 
 
@@ -152,11 +152,11 @@ def test_maps_of_another_kind_are_refused() -> None:
 
 
 def test_maps_stay_as_they_are() -> None:
-    grey = as_grey(cam(0, 7, 30))
-    before = grey.copy()
-    find_contours(grey)
-    largest_region_boxes(grey, np.array([0]))
-    np.testing.assert_array_equal(grey, before)
+    gray = as_gray(cam(0, 7, 30))
+    before = gray.copy()
+    find_contours(gray)
+    largest_region_boxes(gray, np.array([0]))
+    np.testing.assert_array_equal(gray, before)
 
 
 SPOTS = """

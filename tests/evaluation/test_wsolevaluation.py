@@ -12,15 +12,15 @@ from .opencv_loops import BoxEvaluator, best_overlap, contours_of, normalized, s
 
 PROTOCOL = WsolEvaluationProtocol()
 
-Case = tuple[np.ndarray, tuple[int, int], list[list[float]]]  # raw map, size, true boxes
+Case = tuple[np.ndarray, tuple[int, int], list[list[float]]]  # raw map, size, ground-truth boxes
 
 
 def boxes_near(rng: np.random.Generator, raw: np.ndarray, size: tuple[int, int]) -> list[list[float]]:
     """One to three boxes near contours of the map at some level, so that some thresholds are right."""
-    grey, scale = (normalized(raw) * 255).astype(np.uint8), np.array([*size, *size]) / 224
+    gray, scale = (normalized(raw) * 255).astype(np.uint8), np.array([*size, *size]) / 224
     found = []
     for level in rng.integers(40, 220, rng.integers(1, 4)):
-        contours = contours_of(grey > level)
+        contours = contours_of(gray > level)
         x0, y0, x1, y1 = tight_box(contours[rng.integers(len(contours))]) if contours else (20, 20, 99, 99)
         moved = np.array([x0, y0, x1, y1]) + rng.normal(0, 0.08, 4) * [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
         x0, y0, x1, y1 = (moved.clip(0, 223) * scale).astype(int).tolist()
@@ -87,10 +87,10 @@ def test_map_whose_range_overflows_becomes_zeros() -> None:
     assert not PROTOCOL.normalize(np.array([[1e308, -1e308], [0, 0]])).any()
 
 
-def test_grey_is_truncated_and_reaches_255() -> None:
+def test_gray_is_truncated_and_reaches_255() -> None:
     score = PROTOCOL.normalize(cam(0, 14, 14))
-    np.testing.assert_array_equal(PROTOCOL.grey(score), np.floor(score * 255))
-    assert PROTOCOL.grey(score).max() == 255
+    np.testing.assert_array_equal(PROTOCOL.gray(score), np.floor(score * 255))
+    assert PROTOCOL.gray(score).max() == 255
 
 
 def test_grid_holds_each_level_of_the_thresholds_once() -> None:
@@ -104,31 +104,31 @@ def test_grid_holds_each_level_of_the_thresholds_once() -> None:
 def test_boxes_reach_a_pixel_further_but_not_out_of_the_map() -> None:
     raw = np.zeros((224, 224))
     raw[10:21, 30:41] = 1
-    boxes = PROTOCOL.boxes(find_contours(PROTOCOL.grey(raw)))
+    boxes = PROTOCOL.boxes(find_contours(PROTOCOL.gray(raw)))
     assert boxes[0].tolist() == [30, 10, 41, 21]
     at_the_edge = np.zeros((224, 224))
     at_the_edge[200:, 223] = 1
-    assert PROTOCOL.boxes(find_contours(PROTOCOL.grey(at_the_edge)))[100].tolist() == [223, 200, 223, 223]
+    assert PROTOCOL.boxes(find_contours(PROTOCOL.gray(at_the_edge)))[100].tolist() == [223, 200, 223, 223]
 
 
 def test_no_contour_is_the_first_pixel() -> None:
     nothing = np.zeros((28, 28))
-    assert (PROTOCOL.boxes(find_contours(PROTOCOL.grey(nothing))) == 0).all()
-    # Which a true box may be, too, after rounding: the evaluator then counts a hit, and so must this.
+    assert (PROTOCOL.boxes(find_contours(PROTOCOL.gray(nothing))) == 0).all()
+    # Which a ground-truth box may be, too, after rounding: the evaluator then counts a hit, and so must this.
     verdict = PROTOCOL.verdict(nothing, 500, 500, np.array([[0, 0, 2, 2]], np.float32))
     assert verdict.box.all() and verdict.contours is not None and verdict.contours.all()
     elsewhere = PROTOCOL.verdict(nothing, 500, 500, np.array([[100, 0, 200, 200]], np.float32))
     assert not elsewhere.box.any() and elsewhere.contours is not None and not elsewhere.contours.any()
 
 
-def test_true_boxes_are_scaled_and_rounded_down() -> None:
+def test_gt_boxes_are_scaled_and_rounded_down() -> None:
     boxes = np.array([[3, 5, 499, 374], [0, 0, 1, 1], [123, 45, 321, 210]], np.float32)
     expected = [scaled_box(box, (500, 375)) for box in boxes.tolist()]
-    np.testing.assert_array_equal(PROTOCOL.truth(boxes, 500, 375), expected)
+    np.testing.assert_array_equal(PROTOCOL.scale_gt_boxes(boxes, 500, 375), expected)
 
 
 def test_overlap_of_exactly_the_limit_is_right() -> None:
-    # Columns 10…19 and one more; the true box is twice as large.
+    # Columns 10…19 and one more; the ground-truth box is twice as large.
     raw = np.zeros((224, 224))
     raw[10:20, 10:20] = 1
     exactly_half = np.array([[10, 10, 20, 31]], np.float32)
@@ -153,7 +153,7 @@ def test_any_contour_may_be_right_for_v2_and_only_the_largest_for_v1() -> None:
     assert not verdict.box.any() and verdict.contours[2].all()
 
 
-def test_image_without_true_boxes_is_never_right() -> None:
+def test_image_without_gt_boxes_is_never_right() -> None:
     verdict = PROTOCOL.verdict(cam(0, 14, 14), 300, 200, np.zeros((0, 4), np.float32))
     assert verdict.contours is not None
     assert (verdict.box.shape, verdict.contours.shape) == ((255,), (len(CONTOUR_IOUS), 255))
@@ -164,10 +164,10 @@ def test_best_overlap_at_each_level_equals_the_loop_on_rough_maps() -> None:
     rng = np.random.default_rng(3)
     for _ in range(6):
         raw = rng.random((40, 40))
-        truth = np.sort(rng.integers(0, 224, (2, 2, 2)), axis=1).reshape(2, 4).astype(np.float32)
-        verdict, grey = PROTOCOL.verdict(raw, 224, 224, truth), PROTOCOL.grey(raw)
+        gt_boxes = np.sort(rng.integers(0, 224, (2, 2, 2)), axis=1).reshape(2, 4).astype(np.float32)
+        verdict, gray = PROTOCOL.verdict(raw, 224, 224, gt_boxes), PROTOCOL.gray(raw)
         assert verdict.contours is not None
-        scaled = [scaled_box(box, (224, 224)) for box in truth.tolist()]
+        scaled = [scaled_box(box, (224, 224)) for box in gt_boxes.tolist()]
         for level in range(0, 255, 6):
-            best = best_overlap(contours_of(grey > level), scaled)
+            best = best_overlap(contours_of(gray > level), scaled)
             assert verdict.contours[:, level].tolist() == [best >= iou for iou in CONTOUR_IOUS]

@@ -33,9 +33,9 @@ def scored(run: Path, *overrides: str) -> RunFacts:
 def test_every_image_is_judged_as_it_was_scored(run: Path, protocol: str) -> None:
     facts = scored(run, f"eval.protocol={protocol}")
     assert facts.threshold == facts.summary["gt_known"]["threshold"]
-    place = facts.scores.thresholds.tolist().index(facts.threshold)
+    best = facts.scores.thresholds.tolist().index(facts.threshold)
     limit = facts.iou > 0.5 if protocol == "paper" else facts.iou >= 0.5
-    np.testing.assert_array_equal(limit, facts.scores.hits[:, place])
+    np.testing.assert_array_equal(limit, facts.scores.hits[:, best])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -74,8 +74,8 @@ def test_what_is_kept_of_an_image_is_its_raw_map_whatever_the_number_of_classes(
     images, classes = 64, 2000
     collector = Collector(np.zeros(images, np.int64), 0.7, are_probabilities=False)
     for start in range(0, images, 16):
-        places = torch.arange(start, start + 16)
-        collector(places, torch.rand(16, 14, 14, dtype=torch.float64), torch.rand(16, classes))
+        indices = torch.arange(start, start + 16)
+        collector(indices, torch.rand(16, 14, 14, dtype=torch.float64), torch.rand(16, classes))
     owners = {id(owner): owner.nbytes for owner in (raw if raw.base is None else raw.base for raw in collector.maps)}
     rows = sum(value.nbytes for value in vars(collector).values() if isinstance(value, np.ndarray))
     assert sum(owners.values()) == images * 14 * 14 * 4
@@ -85,18 +85,18 @@ def test_what_is_kept_of_an_image_is_its_raw_map_whatever_the_number_of_classes(
 def test_box_of_the_standard_protocol_is_scaled_back_to_the_stored_image() -> None:
     raw = np.zeros((224, 224), np.float32)
     raw[56:112, 28:84] = 1
-    protocol, truth = WsolEvaluationProtocol(), np.array([[50, 50, 149, 99]], np.float32)
-    found = judge_image(protocol, raw, 400, 200, truth, 100)
+    protocol, gt_boxes = WsolEvaluationProtocol(), np.array([[50, 50, 149, 99]], np.float32)
+    found = judge_image(protocol, raw, 400, 200, gt_boxes, 100)
     assert found.framed_box.tolist() == [28, 56, 84, 112]  # a pixel more to the right and below
     np.testing.assert_allclose(found.box, [28 * 400 / 224, 50, 85 * 400 / 224 - 1, 113 * 200 / 224 - 1])
-    assert found.iou == pytest.approx(protocol_iou(found.framed_box, protocol.truth(truth, 400, 200)[0]))
+    assert found.iou == pytest.approx(protocol_iou(found.framed_box, protocol.scale_gt_boxes(gt_boxes, 400, 200)[0]))
 
 
 def test_box_of_the_paper_s_protocol_is_judged_in_the_stored_image() -> None:
     raw = np.zeros((20, 40), np.float32)
     raw[5:10, 10:30] = 1
-    truth = np.array([[10, 5, 29, 9], [0, 0, 1, 1]], np.float32)
-    found = judge_image(PaperProtocol(), raw, 40, 20, truth, 100)
+    gt_boxes = np.array([[10, 5, 29, 9], [0, 0, 1, 1]], np.float32)
+    found = judge_image(PaperProtocol(), raw, 40, 20, gt_boxes, 100)
     assert found.box.tolist() == [10, 5, 29, 9] and found.iou == 1
 
 

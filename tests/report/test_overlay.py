@@ -11,7 +11,7 @@ from i2c_fast.errors import UserError
 from i2c_fast.report import contact_sheet, draw_overlay, save_picture
 from i2c_fast.report.overlay import GREEN, PAPER, RED
 
-GREY = np.full((20, 30, 3), 100, np.uint8)
+GRAY = np.full((20, 30, 3), 100, np.uint8)
 
 
 def where(picture: np.ndarray, color: tuple[int, int, int]) -> set[tuple[int, int]]:
@@ -25,7 +25,7 @@ def frame(x0: int, y0: int, x1: int, y1: int) -> set[tuple[int, int]]:
     return {(x, y) for x, y in whole if x in (x0, x1) or y in (y0, y1)}
 
 
-def truth(*boxes: list[float]) -> np.ndarray:
+def gt(*boxes: list[float]) -> np.ndarray:
     return np.array(boxes, np.float32).reshape(-1, 4)
 
 
@@ -33,33 +33,33 @@ def truth(*boxes: list[float]) -> np.ndarray:
 
 
 def test_predicted_box_is_green_on_its_outermost_pixels() -> None:
-    picture = draw_overlay(GREY, box=(3, 4, 12, 9))
+    picture = draw_overlay(GRAY, box=(3, 4, 12, 9))
     assert where(picture, GREEN) == frame(3, 4, 12, 9)
     assert len(where(picture, (100, 100, 100))) == 600 - len(frame(3, 4, 12, 9))
 
 
-def test_true_boxes_are_red_and_under_the_green_one() -> None:
-    picture = draw_overlay(GREY, box=(3, 4, 12, 9), truth=truth([0, 0, 29, 19], [3, 4, 6, 9]))
+def test_gt_boxes_are_red_and_under_the_green_one() -> None:
+    picture = draw_overlay(GRAY, box=(3, 4, 12, 9), gt_boxes=gt([0, 0, 29, 19], [3, 4, 6, 9]))
     assert where(picture, GREEN) == frame(3, 4, 12, 9)
     assert where(picture, RED) == (frame(0, 0, 29, 19) | frame(3, 4, 6, 9)) - frame(3, 4, 12, 9)
 
 
 @pytest.mark.parametrize("box", [None, (0, 0, -1, -1)])
 def test_empty_or_unknown_box_is_left_out(box: tuple[int, ...] | None) -> None:
-    np.testing.assert_array_equal(draw_overlay(GREY, box=box, truth=truth()), GREY)
+    np.testing.assert_array_equal(draw_overlay(GRAY, box=box, gt_boxes=gt()), GRAY)
 
 
 def test_box_of_one_pixel_is_drawn() -> None:
-    assert where(draw_overlay(GREY, box=(5, 6, 5, 6)), GREEN) == {(5, 6)}
+    assert where(draw_overlay(GRAY, box=(5, 6, 5, 6)), GREEN) == {(5, 6)}
 
 
 @pytest.mark.parametrize(("side", "scale"), [(0, 1), (20, 1), (21, 2), (40, 2), (60, 3)])
 def test_shorter_side_is_enlarged_by_a_whole_factor(side: int, scale: int) -> None:
-    assert draw_overlay(GREY, side=side).shape == (20 * scale, 30 * scale, 3)
+    assert draw_overlay(GRAY, side=side).shape == (20 * scale, 30 * scale, 3)
 
 
 def test_boxes_grow_with_the_picture_to_their_pixels_far_edges() -> None:
-    picture = draw_overlay(GREY, box=(3, 4, 12, 9), truth=truth([0, 0, 29, 19]), side=60)
+    picture = draw_overlay(GRAY, box=(3, 4, 12, 9), gt_boxes=gt([0, 0, 29, 19]), side=60)
     assert where(picture, GREEN) == frame(9, 12, 38, 29)
     assert where(picture, RED) == frame(0, 0, 89, 59)
 
@@ -71,8 +71,8 @@ def test_lines_of_large_pictures_are_wider() -> None:
 
 
 def test_heat_map_runs_from_blue_to_red_over_the_image() -> None:
-    grey = np.repeat(np.array([[0, 128, 255]], np.uint8), 10, axis=1).repeat(20, axis=0)
-    cold, middle, hot = draw_overlay(GREY, grey)[10, [0, 15, 29]].astype(int)
+    gray = np.repeat(np.array([[0, 128, 255]], np.uint8), 10, axis=1).repeat(20, axis=0)
+    cold, middle, hot = draw_overlay(GRAY, gray)[10, [0, 15, 29]].astype(int)
     # 55 % of the image, 100, and 45 % of the color map's ends: (0, 0, 128) and (128, 0, 0).
     assert abs(cold - (55, 55, 112.6)).max() <= 1
     assert abs(hot - (112.6, 55, 55)).max() <= 2
@@ -80,10 +80,10 @@ def test_heat_map_runs_from_blue_to_red_over_the_image() -> None:
 
 
 def test_inputs_are_left_alone() -> None:
-    image, grey = GREY.copy(), np.full((20, 30), 7, np.uint8)
-    draw_overlay(image, grey, (1, 1, 5, 5), truth([2, 2, 9, 9]))
+    image, gray = GRAY.copy(), np.full((20, 30), 7, np.uint8)
+    draw_overlay(image, gray, (1, 1, 5, 5), gt([2, 2, 9, 9]))
     draw_overlay(image, box=(1, 1, 5, 5))
-    assert (image == 100).all() and (grey == 7).all()
+    assert (image == 100).all() and (gray == 7).all()
 
 
 # Contact sheets
@@ -122,20 +122,20 @@ def test_sheet_has_its_title_on_top_and_a_name_over_each_row() -> None:
 
 
 def test_title_of_several_lines_makes_the_sheet_higher() -> None:
-    rows = [[GREY]]
+    rows = [[GRAY]]
     one, three = (contact_sheet(rows, ["row"], title).shape[0] for title in ("a", "a\nb\nc"))
     assert three - one == 2 * 22
 
 
 def test_long_text_widens_the_sheet_and_is_not_cut() -> None:
-    sheet = contact_sheet([[GREY]], ["row"], "a title that is much longer than one small picture is wide")
+    sheet = contact_sheet([[GRAY]], ["row"], "a title that is much longer than one small picture is wide")
     assert sheet.shape[1] > 200
     assert (sheet[:, -6:] == PAPER).all()
 
 
 def test_each_row_needs_a_name() -> None:
     with pytest.raises(ValueError):
-        contact_sheet([[GREY], [GREY]], ["one"], "title")
+        contact_sheet([[GRAY], [GRAY]], ["one"], "title")
 
 
 # Files
@@ -150,7 +150,7 @@ def test_saved_picture_reads_back_as_rgb(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["picture.xyz", "picture", ".png", "picture.json"])
 def test_suffix_that_names_no_format_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=rf"{name}: .* names no picture format"):
-        save_picture(tmp_path / name, GREY)
+        save_picture(tmp_path / name, GRAY)
     assert not list(tmp_path.iterdir())
 
 
@@ -162,11 +162,11 @@ def test_picture_too_large_for_its_format_is_an_error(tmp_path: Path) -> None:
 def test_unwritable_path_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*file/picture\.png"):
-        save_picture(tmp_path / "file" / "picture.png", GREY)
+        save_picture(tmp_path / "file" / "picture.png", GRAY)
 
 
 def test_formats_are_chosen_by_the_suffix(tmp_path: Path) -> None:
     for name, start in {"a.png": b"\x89PNG", "a.jpg": b"\xff\xd8", "a.BMP": b"BM"}.items():
-        save_picture(tmp_path / name, GREY)
+        save_picture(tmp_path / name, GRAY)
         assert (tmp_path / name).read_bytes().startswith(start)
-        assert cv2.imread(str(tmp_path / name)).shape == GREY.shape
+        assert cv2.imread(str(tmp_path / name)).shape == GRAY.shape

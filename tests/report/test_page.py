@@ -140,7 +140,7 @@ def test_a_name_that_is_not_utf_8_is_spelled_out(tiny_set: Path, tmp_path: Path)
 def test_data_without_boxes_still_gives_a_page(tmp_path: Path) -> None:
     data = write_folders(tmp_path / "data", ("cat", "dog"), ("1.png", "2.png"))
     page = assert_self_contained(report(tmp_path, [write_run(tmp_path / "run", data, "batch.classes=2")]))
-    assert "no boxes" in page.text and "no true box" in page.text
+    assert "no boxes" in page.text and "no ground-truth box" in page.text
     assert "thresholds" not in page.ids() and "Top-1 Cls error" in page.text
     assert page.all("img")
 

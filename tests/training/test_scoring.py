@@ -34,7 +34,7 @@ def test_configured_protocol_scores(
     scores = score(tiny_config(override))
     assert (scores.protocol, scores.thresholds.tolist()) == (protocol.name, protocol.thresholds.tolist())
     assert ("max_box_acc_v2" in scores.summary()) == (protocol.name == "wsolevaluation")
-    assert scores.images is not None and scores.images.tolist() == list(range(12))
+    assert scores.indices is not None and scores.indices.tolist() == list(range(12))
 
 
 def test_unknown_protocol_is_an_error_of_one_line(tiny_config: Callable[..., Config]) -> None:

@@ -43,7 +43,7 @@ def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
 
 
 def read_rows(path: Path, form: str, parse: Callable[[str], T], header: str = "") -> Iterator[tuple[str, T]]:
-    """Place, as ``file:line``, and content of each line.
+    """Location, as ``file:line``, and content of each line.
 
     Args:
         path: a UTF-8 file.
@@ -54,26 +54,26 @@ def read_rows(path: Path, form: str, parse: Callable[[str], T], header: str = ""
     Raises:
         UserError: a line that is not of the form, or a file without any.
     """
-    place = None
+    location = None
     for number, line in read_lines(path):
         if number == 1 and header and line.lower().startswith(header):
             continue
-        place = f"{path}:{number}"
+        location = f"{path}:{number}"
         try:
             row = parse(line)
         except ValueError:
-            raise UserError(f"{place}: expected {form}, got {line[:_SHOWN]!r}") from None
-        yield place, row
-    if place is None:
+            raise UserError(f"{location}: expected {form}, got {line[:_SHOWN]!r}") from None
+        yield location, row
+    if location is None:
         raise UserError(f"{path} is empty; expected lines of {form}")
 
 
 def read_table(path: Path, form: str, parse: Callable[[str], tuple[str, T]], header: str = "") -> dict[str, T]:
     """Value of each key; arguments and errors as `read_rows`, and a key listed twice is one."""
     table: dict[str, T] = {}
-    for place, (key, value) in read_rows(path, form, parse, header):
+    for location, (key, value) in read_rows(path, form, parse, header):
         if key in table:
-            raise UserError(f"{place}: {key} is listed twice; remove one of the lines")
+            raise UserError(f"{location}: {key} is listed twice; remove one of the lines")
         table[key] = value
     return table
 
@@ -87,19 +87,19 @@ def read_boxes(
         sizes: of the images, by key, as far as they are known.
     """
     found: dict[str, list[Box]] = {}
-    for place, (key, box) in read_rows(path, form, parse, header):
-        check_box(box, sizes.get(key), place)
+    for location, (key, box) in read_rows(path, form, parse, header):
+        check_box(box, sizes.get(key), location)
         found.setdefault(key, []).append(box)
     return {key: np.asarray(boxes, np.float32) for key, boxes in found.items()}
 
 
-def check_box(box: Box, size: Size | None, place: str) -> None:
+def check_box(box: Box, size: Size | None, location: str) -> None:
     """Refuse a box outside its image; ``0 ≤ x0 ≤ x1 ≤ width`` is inside: official boxes touch both ends.
 
     Args:
         box: x0, y0, x1, y1.
         size: the image's; None: not known, and the box may be as large as it likes.
-        place: where it stands, for the error.
+        location: where it stands, for the error.
 
     Raises:
         UserError: outside, upside down or not finite.
@@ -108,7 +108,7 @@ def check_box(box: Box, size: Size | None, place: str) -> None:
     x0, y0, x1, y1 = box
     if not (math.isfinite(sum(box)) and 0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height):
         limits = f"its image of {width} × {height} pixels" if size else "an image"
-        raise UserError(f"{place}: box {x0:g} {y0:g} {x1:g} {y1:g} (x0 y0 x1 y1) does not lie in {limits}; mend it")
+        raise UserError(f"{location}: box {x0:g} {y0:g} {x1:g} {y1:g} (x0 y0 x1 y1) does not lie in {limits}; mend it")
 
 
 def look_up(table: Mapping[str, T], key: str, path: Path) -> T:

@@ -27,7 +27,7 @@ def recognizes(source: Source) -> bool:
 
 
 def read_train(source: Source, boxes: bool = False) -> ImageIndex:
-    """Index ``train/<class>/*``; labels are the places of the sorted class names."""
+    """Index ``train/<class>/*``; labels are the indices of the sorted class names."""
     index = training_index(source.root, source.root / "train")
     return replace(index, boxes=_boxes(source.root, index.paths)) if boxes else index
 

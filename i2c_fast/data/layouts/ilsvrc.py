@@ -1,4 +1,4 @@
-"""ILSVRC 2012 as people keep it; labels are the places of the sorted WordNet ids.
+"""ILSVRC 2012 as people keep it; labels are the indices of the sorted WordNet ids.
 
 | part | where, relative to the root or to ``ILSVRC`` in it |
 |---|---|
@@ -48,20 +48,22 @@ def read_val(source: Source) -> ImageIndex:
     repeated = first_repeated(path.stem for path in paths)
     if repeated is not None:
         raise UserError(f"{val} holds two images of the name {repeated}; only one can be the annotated one")
-    truths = read_annotations(annotations, [path.stem for path in paths])
+    annotated = read_annotations(annotations, [path.stem for path in paths])
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    for path, truth in zip(paths, truths, strict=True):
-        if truth.wnid not in label_of:
-            raise UserError(f"{truth.place}: class {truth.wnid} has no folder under {train}")
-        if (base / path.parent) != val and path.parent.name != truth.wnid:
-            raise UserError(f"{truth.place}: class {truth.wnid}, but the image lies in {base / path.parent}")
+    for path, annotation in zip(paths, annotated, strict=True):
+        if annotation.wnid not in label_of:
+            raise UserError(f"{annotation.location}: class {annotation.wnid} has no folder under {train}")
+        if (base / path.parent) != val and path.parent.name != annotation.wnid:
+            raise UserError(
+                f"{annotation.location}: class {annotation.wnid}, but the image lies in {base / path.parent}"
+            )
     return ImageIndex(
         base,
         classes,
         tuple(str(path) for path in paths),
-        np.array([label_of[truth.wnid] for truth in truths], np.int64),
-        tuple(truth.boxes for truth in truths),
-        np.array([truth.size or (0, 0) for truth in truths], np.int64).reshape(-1, 2),
+        np.array([label_of[annotation.wnid] for annotation in annotated], np.int64),
+        tuple(annotation.boxes for annotation in annotated),
+        np.array([annotation.size or (0, 0) for annotation in annotated], np.int64).reshape(-1, 2),
     )
 
 

@@ -17,10 +17,10 @@ XML_FOLDER = Path("Annotations/CLS-LOC/val")
 SOLUTION = "LOC_val_solution.csv"
 
 
-class Truth(NamedTuple):
+class Annotation(NamedTuple):
     """What is annotated of one image."""
 
-    place: str  # where it stands: the XML, or file:line
+    location: str  # where it stands: the XML, or file:line
     wnid: str
     boxes: Boxes  # [b, 4], b ≥ 1
     size: Size | None
@@ -32,7 +32,7 @@ def find_annotations(*folders: Path) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def read_annotations(path: Path, names: Sequence[str]) -> list[Truth]:
+def read_annotations(path: Path, names: Sequence[str]) -> list[Annotation]:
     """What the folder or CSV `path` says of the images of these names, given without folder and suffix.
 
     Raises:
@@ -44,7 +44,7 @@ def read_annotations(path: Path, names: Sequence[str]) -> list[Truth]:
     return [look_up(solution, name, path) for name in names]
 
 
-def read_xml(path: Path) -> Truth:
+def read_xml(path: Path) -> Annotation:
     """One annotation file; document types, and with them entities, are refused.
 
     Raises:
@@ -62,21 +62,21 @@ def read_xml(path: Path) -> Truth:
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise UserError(f"{path} is not a readable annotation: {error}") from None
     # Annotation tools write 0 for a size they did not look up.
-    return _truth(str(path), wnids, boxes, size if min(size) > 0 else None)
+    return _annotation(str(path), wnids, boxes, size if min(size) > 0 else None)
 
 
-def read_solution(path: Path) -> dict[str, Truth]:
+def read_solution(path: Path) -> dict[str, Annotation]:
     """Kaggle's ``LOC_val_solution.csv``: a line ``ImageId,wnid x0 y0 x1 y1 wnid x0 …`` for each image, and a header.
 
     Raises:
         UserError: a line of another form, or an image on two of them.
     """
-    truths: dict[str, Truth] = {}
-    for place, (image, wnids, boxes) in read_rows(path, "ImageId,wnid x0 y0 x1 y1 …", _parse, header="imageid,"):
-        if image in truths:
-            raise UserError(f"{place}: {image} is listed twice; remove one of the lines")
-        truths[image] = _truth(place, wnids, boxes, None)
-    return truths
+    annotated: dict[str, Annotation] = {}
+    for location, (image, wnids, boxes) in read_rows(path, "ImageId,wnid x0 y0 x1 y1 …", _parse, header="imageid,"):
+        if image in annotated:
+            raise UserError(f"{location}: {image} is listed twice; remove one of the lines")
+        annotated[image] = _annotation(location, wnids, boxes, None)
+    return annotated
 
 
 def _parse(line: str) -> tuple[str, list[str], list[Box]]:
@@ -88,13 +88,13 @@ def _parse(line: str) -> tuple[str, list[str], list[Box]]:
     return image, cells[::5], [(x0, y0, x1, y1) for x0, y0, x1, y1 in columns]
 
 
-def _truth(place: str, wnids: list[str], boxes: list[Box], size: Size | None) -> Truth:
+def _annotation(location: str, wnids: list[str], boxes: list[Box], size: Size | None) -> Annotation:
     if len(set(wnids)) != 1:
         named = ", ".join(sorted(set(wnids))) or "no object"
-        raise UserError(f"{place} names {named}; the objects of a validation image are all of its one class")
+        raise UserError(f"{location} names {named}; the objects of a validation image are all of its one class")
     for box in boxes:
-        check_box(box, size, place)
-    return Truth(place, wnids[0], np.asarray(boxes, np.float32), size)
+        check_box(box, size, location)
+    return Annotation(location, wnids[0], np.asarray(boxes, np.float32), size)
 
 
 def _box(element: Element) -> Box:

@@ -107,10 +107,12 @@ def read_masks(folder: Path, ids: Sequence[str]) -> tuple[MaskPaths, ...]:
             line.
     """
     found: dict[str, MaskPaths] = {}
-    for place, (path, mask, ignore) in read_rows(folder / OBJECTS, "path,mask,ignore (boxes need no --masks)", _parse):
+    for location, (path, mask, ignore) in read_rows(
+        folder / OBJECTS, "path,mask,ignore (boxes need no --masks)", _parse
+    ):
         if path in found and ignore:
-            raise UserError(f"{place}: {path} has an ignore mask on its first line already; leave this one out")
-        check_names({mask, ignore} - {""}, place)
+            raise UserError(f"{location}: {path} has an ignore mask on its first line already; leave this one out")
+        check_names({mask, ignore} - {""}, location)
         before = found.get(path, MaskPaths((), ignore or None))
         found[path] = before._replace(objects=(*before.objects, mask))
     return tuple(look_up(found, path, folder / OBJECTS) for path in ids)

@@ -151,7 +151,7 @@ def cub(root: Path, end: str = "\n", last: str = "\n") -> Options:
     items = [(item, 0) for item in VAL] + [(item, 1) for item in TRAIN]
     write_images(root / "images", [f"{item.wnid}/{item.name}" for item, _ in items])
     # Ids out of order, as nothing promises any.
-    numbered = [(3 * place % (len(items) + 1), *pair) for place, pair in enumerate(items, 1)]
+    numbered = [(3 * i % (len(items) + 1), *pair) for i, pair in enumerate(items, 1)]
     tables = {
         "images.txt": [f"{i} {item.wnid}/{item.name}" for i, item, _ in numbered],
         "image_class_labels.txt": [f"{i} {item.label + 1}" for i, item, _ in reversed(numbered)],

@@ -9,7 +9,7 @@ from i2c_fast.errors import UserError
 
 from .small_set import write_lines
 
-# The first five lines of the official file: none of the ids keeps its place.
+# The first five lines of the official file: none of the ids keeps its position.
 OFFICIAL = ["n02119789 1 kit_fox", "n02100735 2 English_setter", "n02110185 3 Siberian_husky"]
 
 
@@ -32,10 +32,10 @@ def test_each_direction_undoes_the_other(file: Path) -> None:
     assert devkit.to_label[devkit.to_devkit].tolist() == devkit.to_devkit[devkit.to_label].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("place", ["map_clsloc.txt", "data/map_clsloc.txt", "devkit/data/map_clsloc.txt"])
-def test_folder_of_the_devkit_serves(place: str, tmp_path: Path) -> None:
-    write_lines(tmp_path / place, OFFICIAL)
-    assert read_devkit(tmp_path).path == tmp_path / place
+@pytest.mark.parametrize("name", ["map_clsloc.txt", "data/map_clsloc.txt", "devkit/data/map_clsloc.txt"])
+def test_folder_of_the_devkit_serves(name: str, tmp_path: Path) -> None:
+    write_lines(tmp_path / name, OFFICIAL)
+    assert read_devkit(tmp_path).path == tmp_path / name
 
 
 @pytest.mark.parametrize("form", ["{i} {w}", "{i},{w},fox", "{w} {i}", "{i}\t{w}\tkit fox, Vulpes macrotis"])
