@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from i2c_fast.config import build_config
-from i2c_fast.data import EvalBatches, normalize_images
+from i2c_fast.data import EvalBatches
 from i2c_fast.environment import environment
 from i2c_fast.errors import UserError
 from i2c_fast.evaluation import CONTOUR_IOUS, PaperProtocol, WsolEvaluationProtocol, intersection_over_union
 from i2c_fast.files import write_json
-from i2c_fast.training import load_checkpoint, restore_model
+from i2c_fast.training import load_checkpoint, restore_predictor
 from i2c_fast.training.run import open_split
 
 Verdicts = NDArray[np.bool_]
@@ -143,15 +143,14 @@ def real(checkpoint: Path, root: str | None, count: int) -> list[Sample]:
     state = load_checkpoint(checkpoint)
     config = build_config(state["config"], "the checkpoint", [f"data.root={root}"] if root else [])
     index = open_split(config.data, "val")
-    model = restore_model(state).eval()
+    model = restore_predictor(state).eval()
     step = max(1, len(index) // count)  # images are sorted by class
     batches = EvalBatches(index, config.data.image_size, 1)
     found = []
     for i in range(0, step * count, step):
         batch = batches[i]
         with torch.inference_mode():
-            _, x = model.predict(normalize_images(batch.images, torch.device("cpu")))
-            raw = model.head.class_maps(x, batch.labels)[0].float().numpy()
+            raw = model.class_maps(batch.images, batch.labels).maps[0].numpy()
         width, height = batch.sizes[0].tolist()
         found.append(Sample(raw, (width, height), index.boxes[i]))
     return found

@@ -213,7 +213,8 @@ def build_config(values: dict[str, Any], source: str, overrides: Iterable[str] =
 
 def _validated(section: str, values: dict[str, Any], source: str, overridden: list[tuple[str, str]]) -> Any:
     try:
-        return TypeAdapter(_section_type(section)).validate_python(values)
+        cls: Any = _section_type(section)
+        return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = [section, *(str(part) for part in first["loc"])]

@@ -11,7 +11,7 @@ import torch
 from i2c_fast.config import Config, build_config
 from i2c_fast.data.generated import write_generated
 
-THREADS = 2  # tests are small: more threads only wait for each other
+THREADS = 1
 
 
 def pytest_configure() -> None:
@@ -44,7 +44,8 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TINY = (
     "data.image_size=32", "data.short_side=36", "data.workers=0", "model.backbone=resnet18", "model.weights=none",
-    "batch.classes=3", "batch.images=2", "stage0.epochs=1", "stage0.lr=0.01", "i2c.epochs=1", "i2c.lr=0.01",
+    "batch.classes=3", "batch.images=2", "stage0.method=cam", "stage0.epochs=1", "stage0.lr=0.01",
+    "stage1.method=i2c", "stage1.epochs=1", "stage1.lr=0.01",
     "optim.head_factor=1", "optim.head_bias_factor=1", "eval.threshold_step=16", "run.device=cpu",
     "run.deterministic=true", "run.log_every=3",
 )  # fmt: skip

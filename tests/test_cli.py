@@ -93,7 +93,7 @@ def test_predict_without_a_stored_threshold_requires_one(
             target.mkdir(parents=True)
             for image in sorted(source.iterdir())[:2]:
                 (target / image.name).write_bytes(image.read_bytes())
-    start_run(tiny_config(f"data.root={plain}", "i2c.epochs=0"), tmp_path / "run", Console(quiet=True))
+    start_run(tiny_config(f"data.root={plain}", "stage1.epochs=0"), tmp_path / "run", Console(quiet=True))
     assert_one_line(call("predict", tmp_path / "run", plain / "val", "-o", tmp_path / "p"), "--threshold")
     result = call("predict", tmp_path / "run", plain / "val", "-o", tmp_path / "p", "--threshold", "80")
     assert result.exit_code == 0, result.output

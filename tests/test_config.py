@@ -7,16 +7,31 @@ from typing import Any
 
 import pytest
 
-from i2c_fast.config import Config, as_dict, as_toml, build_config, keys, load_recipe, recipe_names
+from i2c_fast.config import (
+    Config,
+    StageConfig,
+    as_dict,
+    as_toml,
+    build_config,
+    differences,
+    keys,
+    load_recipe,
+    recipe_names,
+)
 from i2c_fast.errors import UserError
+from i2c_fast.methods import METHODS
 
-NUMBERS = [name for name, kind, *_ in keys() if kind == "number"]
-INTEGERS = [name for name, kind, *_ in keys() if kind == "integer"]
-TEXTS = [name for name, kind, *_ in keys() if kind == "text"]
+KINDS = {name.replace("stageN", "stage0"): kind for name, kind, *_ in keys()}
+NUMBERS = [name for name, kind in KINDS.items() if kind == "number"]
+INTEGERS = [name for name, kind in KINDS.items() if kind == "integer"]
+TEXTS = [name for name, kind in KINDS.items() if kind == "text"]
+
+
+STAGES = {"stage0": {"method": "cam"}, "stage1": {"method": "i2c"}}
 
 
 def built(*overrides: str, values: dict[str, Any] | None = None) -> Config:
-    return build_config(values or {}, "here.toml", overrides)
+    return build_config(STAGES if values is None else values, "here.toml", overrides)
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -43,17 +58,24 @@ def test_every_key_has_a_type_and_a_help_text() -> None:
 
 def test_keys_are_those_of_the_configuration_with_their_defaults() -> None:
     listed = {name: default for name, _, default, _ in keys()}
-    assert listed == {f"{s}.{k}": v for s, entries in as_dict(Config()).items() for k, v in entries.items()}
+    every = built(*(f"stage{i}.method={name}" for i, name in enumerate(METHODS)))
+    stages = len(METHODS)
+    found = {f"{s}.{k}": v for s, entries in as_dict(every).items() for k, v in entries.items()}
+    for key, default in listed.items():
+        for stage in range(stages) if key.startswith("stageN.") and key != "stageN.method" else [0]:
+            if key != "stageN.method":
+                assert found.pop(key.replace("stageN", f"stage{stage}")) == default
+    assert set(found) == {f"stage{i}.method" for i in range(stages)}
 
 
 def test_defaults_are_themselves_valid() -> None:
-    assert built() == Config()
-    assert built(values=as_dict(Config())) == Config()
+    assert built(values={}) == Config()
+    assert built(values=as_dict(built())) == built()
 
 
 def test_defaults_are_not_shared() -> None:
-    built().stage0.milestones.append(99)
-    assert 99 not in built().stage0.milestones
+    built().stages["stage0"].milestones.append(99)
+    assert 99 not in built().stages["stage0"].milestones
 
 
 # Recipes
@@ -75,7 +97,8 @@ def test_recipe_loads_validates_and_says_what_it_is(name: str) -> None:
 def test_recipe_names_its_distance(name: str) -> None:
     # λ does not transfer between the distances.
     recipe = load_recipe(name)
-    assert build_config(recipe.values, name).i2c.distance in recipe.description
+    options = build_config(recipe.values, name).methods.get("i2c")
+    assert options is None or options.distance in recipe.description
 
 
 def test_recipes_come_with_the_package() -> None:
@@ -87,7 +110,7 @@ def test_recipe_may_be_any_toml_file(tmp_path: Path) -> None:
     file.write_text('description = "mine, λ"\n[stage0]\nlr = 0.5\n', "utf-8")
     recipe = load_recipe(str(file))
     assert (recipe.description, recipe.values) == ("mine, λ", {"stage0": {"lr": 0.5}})
-    assert build_config(recipe.values, str(file)).stage0.lr == 0.5
+    assert build_config(recipe.values, str(file)).stages["stage0"].lr == 0.5
 
 
 def test_recipe_without_description_loads(tmp_path: Path) -> None:
@@ -137,7 +160,7 @@ def test_any_text_survives_toml(text: str) -> None:
 def test_any_number_survives_toml(number: float) -> None:
     config = built(values={"stage0": {"lr": number, "milestones": []}})
     again = build_config(tomllib.loads(as_toml(config)), "again")
-    assert again == config and again.stage0.lr == number
+    assert again == config and again.stages["stage0"].lr == number
 
 
 # Overrides
@@ -177,13 +200,13 @@ def test_folder_may_be_called_like_a_number_or_date(text: str) -> None:
 def test_override_wins_over_recipe_and_later_over_earlier() -> None:
     values = {"stage0": {"lr": 0.1, "epochs": 9}}
     found = built("stage0.lr=0.2", "stage0.lr=0.3", values=values)
-    assert (found.stage0.lr, found.stage0.epochs) == (0.3, 9)
+    assert (found.stages["stage0"].lr, found.stages["stage0"].epochs) == (0.3, 9)
     assert values == {"stage0": {"lr": 0.1, "epochs": 9}}
 
 
 def test_stages_are_configured_apart() -> None:
-    found = built("i2c.epochs=3")
-    assert (found.stage0.epochs, found.i2c.epochs) == (Config().stage0.epochs, 3)
+    found = built("stage1.epochs=3").stages
+    assert (found["stage0"].epochs, found["stage1"].epochs) == (StageConfig().epochs, 3)
 
 
 def test_what_is_not_key_equals_value_is_an_error_with_an_example() -> None:
@@ -197,7 +220,6 @@ def test_what_is_not_key_equals_value_is_an_error_with_an_example() -> None:
     ("override", "nearest"),
     [
         ("stage0.lrr=1", "stage0.lr"),
-        ("stag0.lr=1", "stage0.lr"),
         ("eval.bacth=1", "eval.batch"),
         ("data.rot=x", "data.root"),
     ],
@@ -258,7 +280,9 @@ def test_value_out_of_range_is_an_error_that_names_key_and_value(override: str) 
 @pytest.mark.parametrize("number", ["inf", "-inf", "nan", "1e400"])
 @pytest.mark.parametrize("key", NUMBERS)
 def test_number_that_is_not_finite_is_refused(key: str, number: str) -> None:
-    assert message(f"{key}={number}").startswith(key)
+    section = key.partition(".")[0]
+    trained = [f"stage1.method={section}"] if section in METHODS else []
+    assert message(*trained, f"{key}={number}").startswith(key)
 
 
 @pytest.mark.parametrize("key", [*NUMBERS, *INTEGERS, *TEXTS])
@@ -275,7 +299,7 @@ def test_crop_larger_than_the_short_side_is_an_error() -> None:
 def test_consistency_without_pairs_is_an_error_with_ways_out() -> None:
     found = message("batch.images=1")
     assert "batch.images=2" in found and "i2c.sc_weight=0" in found
-    for way_out in ("i2c.sc_weight=0", "i2c.epochs=0", "batch.images=2"):
+    for way_out in ("i2c.sc_weight=0", "stage1.epochs=0", "stage1.method=cam", "batch.images=2"):
         built("batch.images=1", way_out)
 
 
@@ -285,4 +309,75 @@ def test_configurations_compare_by_value() -> None:
 
 
 def test_a_run_of_no_epochs_is_refused() -> None:
-    assert "nothing to train" in message("stage0.epochs=0", "i2c.epochs=0")
+    assert "nothing to train" in message("stage0.epochs=0", "stage1.epochs=0")
+
+
+# Stages and methods
+
+
+def test_a_method_s_section_is_there_where_a_stage_trains_by_it() -> None:
+    assert set(built().methods) == {"cam", "i2c"}
+    assert set(as_dict(built("stage1.method=cutmix"))) >= {"stage0", "stage1", "cam", "cutmix"}
+    assert "i2c" not in as_dict(built("stage1.method=cutmix"))
+    assert built("i2c.k=7").options_of("stage1").k == 7
+
+
+def test_options_of_a_method_that_no_stage_trains_by_are_an_error_on_the_command_line_alone() -> None:
+    values = {**STAGES, "i2c": {"k": 5}}
+    assert built("stage1.method=has", values=values).stages["stage1"].method == "has"
+    assert message("stage1.method=has", "i2c.k=5") == (
+        "i2c.k: no stage trains by i2c; a stage does with stageN.method=i2c"
+    )
+
+
+def test_unknown_method_is_an_error_with_the_nearest() -> None:
+    assert message("stage1.method=cutmx").startswith("stage1.method=cutmx is unknown; did you mean cutmix?")
+
+
+def test_a_new_stage_is_opened_by_its_method_or_epochs() -> None:
+    assert list(built("stage2.method=adl", "stage2.lr=0.5").stages) == ["stage0", "stage1", "stage2"]
+    assert message("stage2.lr=0.5") == (
+        "'stage2.lr=0.5': here.toml has no stage2; give stage2.method and stage2.epochs first"
+    )
+
+
+def test_differences_name_keys_that_only_one_configuration_has() -> None:
+    found = differences(built(), built("stage1.method=has", "stage0.lr=0.5"))
+    assert found["stage1.method"] == ("i2c", "has")
+    assert found["has.drop_rate"] == (None, 0.5) and found["i2c.k"] == (3, None)
+    assert found["stage0.lr"] == (StageConfig().lr, 0.5)
+
+
+# Recipes with a base
+
+
+def write_recipes(folder: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        (folder / f"{name}.toml").write_text(text)
+
+
+def test_recipe_states_what_differs_from_its_base(tmp_path: Path) -> None:
+    write_recipes(
+        tmp_path,
+        first='description = "one"\n[stage0]\nlr = 0.5\nepochs = 3\n[data]\nworkers = 1\n',
+        second='base = "first.toml"\n[stage0]\nlr = 0.25\n[i2c]\nk = 9\n',
+        third='base = "second.toml"\ndescription = "three"\n[data]\nworkers = 2\n',
+    )
+    recipe = load_recipe(str(tmp_path / "third.toml"))
+    assert recipe.description == "three"
+    assert recipe.values == {"stage0": {"lr": 0.25, "epochs": 3}, "data": {"workers": 2}, "i2c": {"k": 9}}
+
+
+def test_base_may_be_a_recipe_of_the_package(tmp_path: Path) -> None:
+    write_recipes(tmp_path, mine='base = "demo"\n[stage1]\nmethod = "cutmix"\n')
+    found = build_config(load_recipe(str(tmp_path / "mine.toml")).values, "mine")
+    demo = build_config(load_recipe("demo").values, "demo", ["stage1.method=cutmix"])
+    assert found == demo
+
+
+def test_bases_that_cannot_be_followed_are_one_line(tmp_path: Path) -> None:
+    write_recipes(tmp_path, a='base = "b.toml"', b='base = "a.toml"', c='base = "missing.toml"', d="base = 3")
+    for name, words in {"a": "bases lead back to", "c": "missing.toml", "d": "base must be the name"}.items():
+        with pytest.raises(UserError, match=words) as caught:
+            load_recipe(str(tmp_path / f"{name}.toml"))
+        assert "\n" not in str(caught.value)

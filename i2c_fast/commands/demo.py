@@ -27,8 +27,8 @@ NOTICE = "Generated images: they show that the method runs end to end and prove 
 def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> dict[str, Any]:
     """Run the demo in the folder `output` (default: runs/demo, or the next that is free).
 
-    Both branches start from the weights of one stage 0 and see the same batches for equally many steps; λ1 = λ2 = 0
-    makes the plain one. Test images come from a seed that trained nothing.
+    Both branches start from the weights of one stage 0 and see the same batches for equally many steps. Test images
+    come from a seed that trained nothing.
 
     Returns:
         What ``results.json`` holds (errors of both, their differences with 95 % intervals, the environment), and the
@@ -46,13 +46,13 @@ def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> 
     write_generated(test_root, seed=2 * seed + 1, classes=CLASSES, train_images=1, val_images=TEST_IMAGES)
 
     common = [f"data.root={train_root}", f"run.seed={seed}", f"run.threads={threads}"]
-    start_run(_config(*common, "i2c.epochs=0"), folder / "stage0", console)
+    start_run(_config(*common, "stage1.epochs=0"), folder / "stage0", console)
     start = f"model.init={checkpoints_of(folder / 'stage0')[-1]}"
-    branches = {"plain": ["i2c.sc_weight=0", "i2c.gc_weight=0"], "i2c": []}
+    branches = {"plain": "stage1.method=cam", "i2c": "stage1.method=i2c"}
     scores: dict[str, Scores] = {}
-    for name, changes in branches.items():
+    for name, method in branches.items():
         console.print(f"{name}:", highlight=False)
-        start_run(_config(*common, start, "stage0.epochs=0", *changes), folder / name, console)
+        start_run(_config(*common, start, "stage0.epochs=0", method), folder / name, console)
         scores[name], test = score_checkpoint(folder / name, [f"data.root={test_root}"], console)
 
     results = {

@@ -37,13 +37,12 @@ from torch.export import Dim, ExportedProgram
 
 from .. import __version__
 from ..config import build_config
-from ..data import RESIZE, normalize_images
-from ..data.images import IMAGENET_MEAN, IMAGENET_STD
+from ..data import RESIZE
 from ..errors import UserError
 from ..evaluation import PaperProtocol
 from ..files import write_bytes
 from ..models import Localizer
-from ..training import load_checkpoint, restore_model, stored_threshold
+from ..training import load_checkpoint, restore_predictor, stored_threshold
 
 EXAMPLE = """\
 import json, cv2, onnxruntime
@@ -73,21 +72,16 @@ Run = Callable[[Tensor], Sequence[Tensor]]  # images → (logits, maps)
 class PortableLocalizer(nn.Module):
     """uint8 images [N,3,S,S] → (logits [N,Y], raw maps of all classes [N,Y,S/8,S/8]), by plain operators alone."""
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self, model: Localizer) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1) * 255)
-        self.register_buffer("deviation", torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         # Floats from 0 to 1 would give nonsense silently. A cast to float would check the type as well, and tie the
         # program to the device it was exported on.
         torch.ops.aten._assert_tensor_metadata(images, dtype=torch.uint8)
-        logits, x = self.model.predict((images - self.mean) / self.deviation)
-        return logits, self.model.head.fc8(x)
+        logits, maps = self.model.class_maps(images)
+        return logits, maps
 
 
 class Export(NamedTuple):
@@ -124,7 +118,7 @@ def export_checkpoint(checkpoint: Path, output: Path) -> Export:
     form = _format_of(output)
     state = load_checkpoint(checkpoint)
     config = build_config(state["config"], "the checkpoint")
-    model = restore_model(state).eval().requires_grad_(False)
+    model = restore_predictor(state).eval().requires_grad_(False)
     threshold = stored_threshold(state)
     facts = {
         "classes": json.dumps(state["classes"]),
@@ -168,16 +162,17 @@ def differences(model: Localizer, run: Run, side: int) -> tuple[float, float]:
     noise = torch.Generator().manual_seed(0)
     batches = [torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=noise) for n in (1, 2, 5)]
     batches.append(torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1, 1).repeat(1, 3, side, side))
-    pairs = [(_by_predict(model, images), run(images)) for images in batches]
+    pairs = [(_as_evaluated(model, images), run(images)) for images in batches]
     logits, maps = (_difference([(own[i], other[i]) for own, other in pairs]) for i in range(2))
     return logits, maps
 
 
 @torch.no_grad()
-def _by_predict(model: Localizer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and all maps the way `i2c-fast predict` computes them, not the way the graph does."""
-    logits, x = model.predict(normalize_images(images, images.device))
-    return logits, model.head.class_maps(x, torch.arange(logits.shape[1]).expand_as(logits))
+def _as_evaluated(model: Localizer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and all maps the way evaluation computes them, class by class, not the way the graph does."""
+    logits = model(images)
+    maps: Tensor = model.class_maps(images, torch.arange(logits.shape[1]).expand_as(logits)).maps
+    return logits, maps
 
 
 def _difference(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:

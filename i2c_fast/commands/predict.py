@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ..config import Config, build_config
-from ..data import UnreadableImageError, normalize_images, read_image, read_split, resize
+from ..data import UnreadableImageError, read_image, read_split, resize
 from ..data.images import Image
 from ..data.index import IMAGE_SUFFIXES
 from ..data.loader import stack
@@ -21,7 +21,7 @@ from ..evaluation.boxes import Gray
 from ..files import write_json
 from ..report import draw_overlay, save_picture
 from ..runtime import Runtime, open_runtime
-from ..training import load_checkpoint, restore_model, stored_threshold
+from ..training import load_checkpoint, restore_predictor, stored_threshold
 from ..training.logs import Meter
 
 
@@ -60,7 +60,7 @@ class Predictor:
             )
         self.threshold: int = threshold
         self.protocol = PaperProtocol()
-        self.model = self.runtime.place(restore_model(state)).eval()
+        self.model = self.runtime.place(restore_predictor(state)).eval()
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image], labels: Sequence[int] | None = None) -> list[Localization]:
@@ -71,12 +71,12 @@ class Predictor:
             labels: classes to localize; by default each image's first prediction.
         """
         side = self.config.data.image_size
-        batch = normalize_images(stack([resize(image, side, side) for image in images]), self.runtime.device)
+        batch = stack([resize(image, side, side) for image in images]).to(self.runtime.device)
         with self.runtime.autocast():
-            logits, x = self.model.predict(batch)
-            probabilities = logits.float().softmax(1)
-            chosen = probabilities.argmax(1) if labels is None else torch.tensor(labels, device=batch.device)
-            maps = self.model.head.class_maps(x, chosen)
+            logits, maps = self.model.class_maps(batch)
+        probabilities = logits.float().softmax(1)
+        chosen = probabilities.argmax(1) if labels is None else torch.tensor(labels, device=batch.device)
+        maps = maps[torch.arange(len(images)), chosen]
         scores = probabilities.gather(1, chosen[:, None]).squeeze(1).tolist()
         return [
             self._localize(image, label, score, raw)

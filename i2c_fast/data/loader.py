@@ -25,7 +25,8 @@ class TrainBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "TrainBatch":
         """The batch with its tensors on a device; nothing waits for pinned memory to be copied."""
-        return TrainBatch(*(part.to(device, non_blocking=True) for part in self[:4]), self.unreadable)
+        images, labels, groups, ids = (part.to(device, non_blocking=True) for part in self[:4])
+        return TrainBatch(images, labels, groups, ids, self.unreadable)
 
 
 class EvalBatch(NamedTuple):

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import EvalBatches, ImageIndex, eval_loader
+from ..models import Localizer
 from ..runtime import Runtime
 from .metric import LocalizationMetric
 from .protocols import ScoringProtocol
@@ -17,7 +18,7 @@ BatchObserver = Callable[[Tensor, Tensor, Tensor], None]
 
 
 def evaluate(
-    model: nn.Module,
+    model: Localizer,
     index: ImageIndex,
     runtime: Runtime,
     protocol: ScoringProtocol,
@@ -31,7 +32,7 @@ def evaluate(
     """Score a model on a split.
 
     Args:
-        model: on the runtime's device, with two of `Localizer`'s calls: ``model(images)`` → logits and
+        model: on the runtime's device; anything with two of `Localizer`'s calls will do, ``model(images)`` → logits and
             ``model.class_maps(images, classes)`` → logits and maps. Its training mode is restored afterwards.
         index: the split. runtime: device and precision. protocol: how maps become verdicts.
         image_size: side of the square test image, aspect not kept. batch_size, workers: of the loader.
@@ -61,7 +62,7 @@ def evaluate(
             module.training = mode
 
 
-def ten_crop_scores(model: nn.Module, images: Tensor, size: int) -> Tensor:
+def ten_crop_scores(model: Localizer, images: Tensor, size: int) -> Tensor:
     """Mean class probabilities [N, Y] of the four corners, the center and their mirror images.
 
     Args:

@@ -6,6 +6,7 @@ M is 0 inside a box of W·√(1 − λ) × H·√(1 − λ) pixels around a unif
 then is the fraction of pixels that stay. A batch shares one box, as in the authors' code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -50,7 +51,7 @@ class CutMix(Method):
         return {"loss": loss, "ce": own, "accuracy": accuracy(logits, batch.labels), "kept": kept}
 
 
-def cut_box(lam: Tensor, center: Tensor, size: tuple[int, int]) -> Tensor:
+def cut_box(lam: Tensor, center: Tensor, size: Sequence[int]) -> Tensor:
     """Eq. 2: the box y0, x0, y1, x1 (ends excluded) of a fraction 1 − λ of the pixels, cut off at the border.
 
     Args:

@@ -5,6 +5,7 @@ from several sides (HaS-Mixed, section 4); 0 hides nothing. Hidden pixels have t
 normalization, so that activations have the expectation they have on whole test images (section 3.2).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -53,7 +54,7 @@ class HaS(Method):
         return {"loss": terms["ce"], **terms}
 
 
-def hidden_pixels(sides: Tensor, dropped: Tensor, size: tuple[int, int]) -> Tensor:
+def hidden_pixels(sides: Tensor, dropped: Tensor, size: Sequence[int]) -> Tensor:
     """Which pixels are hidden.
 
     Args:

@@ -83,8 +83,8 @@ class Method(nn.Module):
         """Undo what the constructor did to the model, which goes on to the next stage."""
 
     @property
-    def predictor(self) -> nn.Module:
-        """What evaluation, prediction and export run: a module with the contract of `Localizer`."""
+    def predictor(self) -> Localizer:
+        """What evaluation, prediction and export run: the model, or a module with its two ways of being called."""
         return self.model
 
     def own_state(self) -> dict[str, Tensor]:

@@ -44,6 +44,12 @@ class Backbone:
     std: tuple[float, float, float] = IMAGENET_STD
 
     @property
+    def feature_dim(self) -> int:
+        """D; a function that does not state `out_channels`, as a class does, builds a body to find out."""
+        stated: int | None = getattr(self.build, "out_channels", None)
+        return stated or self.build().out_channels
+
+    @property
     def weights_url(self) -> str:
         return f"https://download.pytorch.org/models/{self.weights_file}"
 
@@ -71,7 +77,8 @@ def register_backbone(
 
     Args:
         name: not yet taken.
-        build: returns a new body, with the weights it is to start from; ``model.weights`` must then be ``none``.
+        build: a class of bodies, or a function that returns a new one, with the weights it is to start from;
+            ``model.weights`` is then to be ``none``.
         head_width, head_init: of the localization head over it.
         mean, std: by which its images are normalized, RGB in units of 255.
 

@@ -1,6 +1,6 @@
 """A backbone's body under the localization head: the model every method trains and every command runs."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Localizer(nn.Module):
     taken as normalized already. Maps have the side h = w = S / `stride`.
 
     Args:
-        body: images → features, see `Body`.
+        body: normalized images → features, see `Body`.
         head: features → scores and maps.
         mean, std: of each RGB channel, in units of 255.
     """
@@ -49,8 +49,9 @@ class Localizer(nn.Module):
         std: tuple[float, ...] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
-        self.body = body
+        self.body = cast(nn.Module, body)
         self.head = head
+        self.feature_dim, self.stride = body.out_channels, body.stride  # D, and S / h
         # Buffers lie on the device: a tensor made from Python numbers in each step would make the host wait.
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
@@ -59,11 +60,6 @@ class Localizer(nn.Module):
     def num_classes(self) -> int:
         """Y."""
         return self.head.fc8.out_channels
-
-    @property
-    def feature_dim(self) -> int:
-        """D, the channels of the features."""
-        return self.body.out_channels
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images → normalized fp32, memory format kept; floating-point images as they are."""
@@ -101,6 +97,5 @@ def build_localizer(backbone: str, num_classes: int, head_width: int = 0) -> Loc
         UserError: an unknown backbone.
     """
     found = find_backbone(backbone)
-    body = found.build()
-    head = LocalizationHead(body.out_channels, num_classes, width=head_width or found.head_width, init=found.head_init)
-    return Localizer(body, head, found.mean, found.std)
+    head = LocalizationHead(found.feature_dim, num_classes, width=head_width or found.head_width, init=found.head_init)
+    return Localizer(found.build(), head, found.mean, found.std)

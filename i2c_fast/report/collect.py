@@ -38,7 +38,7 @@ class RunFacts:
     predicted: NDArray[np.int64]  # [n] first predicted class
     probability: NDArray[np.float64]  # [n] of that class
     label_probability: NDArray[np.float64]  # [n] of the label
-    seed_pixels: NDArray[np.int64]  # [n] pixels of the map above i2c.threshold (Fig. 4a)
+    seed_pixels: NDArray[np.int64]  # [n] pixels of the map above δ (Fig. 4a)
     threshold: int | None  # gray level of all boxes: the one that serves Gt-known best; None: the data has no boxes
     boxes: NDArray[np.float64]  # [n, 4] predicted, in pixels of the stored image, inclusive; no box: x1 < x0
     iou: NDArray[np.float64]  # [n] with the nearest ground-truth box, by the protocol; NaN without a ground-truth box
@@ -93,7 +93,7 @@ def collect(run: Run, console: Console, overrides: tuple[str, ...]) -> RunFacts:
         UserError: whatever `score_checkpoint` raises.
     """
     config, index = run.config, run.index
-    collector = Collector(index.labels, config.i2c.threshold, are_probabilities=config.eval.ten_crop)
+    collector = Collector(index.labels, run.map_threshold, are_probabilities=config.eval.ten_crop)
     scores, _ = score_checkpoint(run.checkpoint, overrides, console, observe=collector)
     threshold = scores.best_threshold("gt_known") if scores.boxed.any() else None
     boxes = np.tile(np.array(EMPTY_BOX, np.float64), (len(index), 1))

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..evaluation import CONTOUR_IOUS, LOCALIZATION_METRICS
+from ..methods import chart_titles
 from .charts import Chart, Series, histogram, line_chart
 from .collect import RunFacts
 
 METRIC_NAMES = {"gt_known": "Gt-known", "loc_top1": "Top-1 Loc", "loc_top5": "Top-5 Loc", "cls_top1": "Top-1 Cls"}
 LETTERS = "ABCDEF"  # what runs are called beside their lines
 BINS = 40
-TRAINING = {  # of each series: the chart's title, and whether it is a fraction
-    "loss": ("Loss", False),
-    "ce": ("Cross-entropy", False),
-    "sc": ("SC, stochastic consistency (before λ1)", False),
-    "gc": ("GC, global consistency (before λ2)", False),
-    "accuracy": ("Training accuracy, %", True),
-    "lr": ("Learning rate of body weights", False),
+TITLES = {  # of what every method logs
+    "loss": "Loss",
+    "ce": "Cross-entropy",
+    "accuracy": "Training accuracy, %",
+    "lr": "Learning rate of body weights",
 }
+PERCENT = frozenset({"accuracy"})  # fractions, drawn in per cent
 
 
 def letter(position: int, facts: Sequence[RunFacts]) -> str:
@@ -71,11 +71,13 @@ def _accuracy_chart(
 
 def training_charts(facts: Sequence[RunFacts]) -> list[Chart]:
     """The course of training: every logged series that has values, and the errors of evaluations on the way."""
-    starts = {run.log.stage_start for run in facts} - {None}
+    starts = [run.log.stage_start for run in facts if run.log.stage_start is not None]
+    titles = {**TITLES, **chart_titles()}
     charts = []
-    for name, (title, fraction) in TRAINING.items():
+    for name in dict.fromkeys([*titles, *(name for run in facts for name in run.log.series)]):
+        title = titles.get(name, name)
         curves = [run.log.curve(name) for run in facts]
-        factor = 100 if fraction else 1
+        factor = 100 if name in PERCENT else 1
         series = [
             Series(
                 position,
@@ -96,8 +98,8 @@ def training_charts(facts: Sequence[RunFacts]) -> list[Chart]:
                     series,
                     "step",
                     alt=f"{title} over steps: {'; '.join(words)}.",
-                    top=100 if fraction else None,
-                    start=(min(start for start in starts if start is not None), "I²C stage") if starts else None,
+                    top=100 if name in PERCENT else None,
+                    start=min(starts, default=None),
                 )
             )
     return charts + _evaluation_charts(facts)
@@ -121,7 +123,7 @@ def _evaluation_charts(facts: Sequence[RunFacts]) -> list[Chart]:
 
 
 def pixel_charts(facts: Sequence[RunFacts]) -> list[Chart]:
-    """Fig. 4a: how many pixels of an image's map lie above δ; and their mean in each training step."""
+    """Fig. 4a: how many pixels of an image's map lie above δ."""
     corners, stairs, width = histogram([run.seed_pixels for run in facts], BINS)
     series, words = [], []
     for position, (run, heights) in enumerate(zip(facts, stairs, strict=True)):
@@ -131,7 +133,7 @@ def pixel_charts(facts: Sequence[RunFacts]) -> list[Chart]:
         words.append(f"{run.name}: median {middle:.0f}, 10th to 90th percentile {low:.0f} to {high:.0f}")
     title = "Validation images, %"
     bins = "one pixel" if width == 1 else f"{width} pixels"
-    charts = [
+    return [
         line_chart(
             title,
             series,
@@ -141,18 +143,3 @@ def pixel_charts(facts: Sequence[RunFacts]) -> list[Chart]:
             filled=True,
         )
     ]
-    curves = [run.log.curve("seed_pixels") for run in facts]
-    means = [f"{run.name} ends at {c.y[-1]:.1f}" for run, c in zip(facts, curves, strict=True) if len(c.y)]
-    if means:
-        charts.append(
-            line_chart(
-                "Mean pixels above δ in training",
-                [
-                    Series(position, c.x, c.y, letter(position, facts).strip(), None, c.low, c.high)
-                    for position, c in enumerate(curves)
-                ],
-                "step",
-                alt=f"Mean number of pixels above δ over training steps: {'; '.join(means)}.",
-            )
-        )
-    return charts

@@ -15,6 +15,7 @@ from ..config import Config, build_config
 from ..data import ImageIndex
 from ..errors import UserError
 from ..evaluation import PaperProtocol, WsolEvaluationProtocol, named_protocol
+from ..methods import METHODS, Method
 from ..training import load_checkpoint, open_split
 from ..training.checkpoint import checkpoint_path
 
@@ -31,9 +32,24 @@ class Run:
     folder: Path  # where log.jsonl and environment.json may lie
     checkpoint: Path
     step: int  # optimizer steps behind the checkpoint
+    stage: str  # of the last of them
     config: Config  # the checkpoint's, with the overrides
     index: ImageIndex  # its validation split
     environment: dict[str, str]  # of the machine that trained it; empty where that is not known
+
+    @property
+    def objective(self) -> tuple[str, str]:
+        """What its last stage minimizes, and the options that matter."""
+        return self._method.describe(self.config.options_of(self.stage))
+
+    @property
+    def map_threshold(self) -> float:
+        """δ: the fraction of a map's range above which pixels are counted."""
+        return self._method.map_threshold(self.config.options_of(self.stage))
+
+    @property
+    def _method(self) -> type[Method]:
+        return METHODS[self.config.stages[self.stage].method]
 
     @property
     def protocol(self) -> Protocol:
@@ -85,7 +101,16 @@ def _open(path: Path, name: str, overrides: Sequence[str], console: Console) -> 
             f"run {path}: data.root={config.data.root} is not a folder; say where its data lies with data.root=FOLDER"
         )
     folder = path if path.is_dir() else path.absolute().parent.parent
-    return Run(name, folder, checkpoint, state["step"], config, open_split(config.data, "val"), _environment(folder))
+    return Run(
+        name,
+        folder,
+        checkpoint,
+        state["step"],
+        state["stage"],
+        config,
+        open_split(config.data, "val"),
+        _environment(folder),
+    )
 
 
 def _environment(folder: Path) -> dict[str, str]:

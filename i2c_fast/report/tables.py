@@ -1,5 +1,6 @@
 """What the tables say: errors, differences, failures, and what the runs are."""
 
+import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import reduce
@@ -155,7 +156,7 @@ def about_rows(facts: Sequence[RunFacts]) -> list[Row]:
     return [
         Row("Checkpoint", [Cell(str(run.run.checkpoint), f"after {run.run.step:,} steps") for run in facts]),
         Row("Model", [Cell(_model(run.run.config), _start(run.run.config)) for run in facts]),
-        Row("Objective", [Cell(*_objective(run.run.config)) for run in facts]),
+        Row("Objective", [Cell(*run.run.objective) for run in facts]),
         Row("Trained on", machines),
         Row("Commit", known("commit")),
         Row("Date of training", known("date")),
@@ -179,23 +180,13 @@ def _start(config: Config) -> str:
     return "from scratch" if config.model.weights == "none" else f"started from {config.model.weights} weights"
 
 
-def _objective(config: Config) -> tuple[str, str]:
-    i2c = config.i2c
-    if not i2c.epochs or not (i2c.sc_weight or i2c.gc_weight):
-        return "cross-entropy alone", ""
-    return (
-        f"cross-entropy + {i2c.sc_weight:g} SC + {i2c.gc_weight:g} GC",
-        f"K {i2c.k}, δ {i2c.threshold:g}, {i2c.distance}, {i2c.seed_choice} seeds",
-    )
-
-
 def setting_rows(facts: Sequence[RunFacts]) -> list[Row]:
     """Configuration keys in which the runs differ."""
 
     def settings() -> Iterator[tuple[str, list[str]]]:
         sections = [as_dict(run.run.config) for run in facts]
-        for section, entries in sections[0].items():
+        for section, entries in reduce(operator.or_, sections).items():
             for key in entries:
-                yield f"{section}.{key}", [str(one[section][key]) for one in sections]
+                yield f"{section}.{key}", [str(one.get(section, {}).get(key, "–")) for one in sections]
 
     return [Row(key, [Cell(text) for text in texts]) for key, texts in settings() if len(set(texts)) > 1]

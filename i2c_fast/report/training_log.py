@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 POINTS = 160  # of a curve; a phone shows no more
-SERIES = ("loss", "ce", "sc", "gc", "accuracy", "lr", "seed_pixels")
-OBJECTIVE = ("sc", "gc", "seed_pixels")  # logged as zeros where cross-entropy alone is trained
+MAX_SERIES = 64  # more names are no log of ours
 EVALUATED = ("cls_top1", "loc_top1", "gt_known")
 
 Numbers = NDArray[np.float64]
@@ -31,8 +30,8 @@ class TrainingLog:
     """What can be read of a log, ordered by step."""
 
     steps: Numbers = field(default_factory=lambda: np.zeros(0))  # [s]
-    series: dict[str, Numbers] = field(default_factory=dict)  # `SERIES`, each [s]; NaN where nothing was logged
-    stage_start: float | None = None  # first step of the i2c stage, where another came before it
+    series: dict[str, Numbers] = field(default_factory=dict)  # whatever was logged, each [s]; NaN where nothing was
+    stage_start: tuple[float, str] | None = None  # first step of the last stage, where another came before it, and name
     skipped: int = 0  # steps that were not finite and changed nothing
     evaluations: dict[str, tuple[Numbers, Numbers]] = field(default_factory=dict)  # `EVALUATED`: steps, errors in %
     protocols: frozenset[str] = frozenset()  # by which those were judged
@@ -61,7 +60,8 @@ def read_log(path: Path) -> TrainingLog:
 
     Of a step that was logged twice the last entry counts. A file that is missing or unreadable is an empty log.
     """
-    columns = {name: array("d") for name in ("step", "stage", "skipped", *SERIES)}
+    columns: dict[str, array[float]] = {"step": array("d"), "stage": array("d")}
+    stages: dict[str, float] = {}  # numbers of those met so far
     evaluations: dict[float, dict[str, float]] = {}
     protocols, unread = set(), 0
     try:
@@ -76,32 +76,43 @@ def read_log(path: Path) -> TrainingLog:
                     evaluations[_number(entry["step"])] = {name: _error(scores.get(name)) for name in EVALUATED}
                     protocols.add(str(scores.get("protocol")))
                 else:
-                    columns["stage"].append(entry.get("stage") == "i2c")
-                    for name in ("step", "skipped", *SERIES):
-                        columns[name].append(_number(entry.get(name)))
+                    title = f"{entry.get('stage')}: {entry.get('method')}"
+                    _append(columns, {**entry, "stage": stages.setdefault(title, len(stages))})
     except OSError:
         pass
-    return _ordered({name: np.array(column) for name, column in columns.items()}, evaluations, protocols, unread)
+    series = {name: np.array(column) for name, column in columns.items()}
+    return _ordered(series, list(stages), evaluations, protocols, unread)
+
+
+def _append(columns: dict[str, "array[float]"], entry: dict[str, Any]) -> None:
+    """Add a row: what is a number, or null for one that was not finite; NaN where the entry lacks a column."""
+    rows = len(columns["step"])
+    for name, value in entry.items():
+        if name not in columns and len(columns) < MAX_SERIES and (value is None or np.isfinite(_number(value))):
+            columns[name] = array("d", [np.nan]) * rows
+    for name, column in columns.items():
+        column.append(_number(entry.get(name)))
 
 
 def _ordered(
-    columns: dict[str, Numbers], evaluations: dict[float, dict[str, float]], protocols: set[str], unread: int
+    columns: dict[str, Numbers],
+    stages: list[str],
+    evaluations: dict[float, dict[str, float]],
+    protocols: set[str],
+    unread: int,
 ) -> TrainingLog:
     # Of equal steps `unique` finds the first, so it looks from the end.
-    steps, from_end = np.unique(columns["step"][::-1], return_index=True)
-    columns = {name: column[::-1][from_end] for name, column in columns.items()}
-    series = {name: columns[name] for name in SERIES}
-    unused = np.all([columns[name] == 0 for name in OBJECTIVE], axis=0)
-    for name in OBJECTIVE:
-        series[name] = np.where(unused, np.nan, series[name])
-    starts = np.flatnonzero(np.diff(columns["stage"]) > 0)
+    steps, from_end = np.unique(columns.pop("step")[::-1], return_index=True)
+    series = {name: column[::-1][from_end] for name, column in columns.items()}
+    stage, skipped = series.pop("stage"), series.pop("skipped", np.zeros(0))
+    starts = np.flatnonzero(np.diff(stage)) + 1
     at = sorted(evaluations)
     errors = {name: np.array([evaluations[step][name] for step in at]) for name in EVALUATED}
     return TrainingLog(
         steps,
         series,
-        float(steps[starts[0] + 1]) if len(starts) else None,
-        int(np.nansum(columns["skipped"] > 0)),
+        (float(steps[starts[-1]]), stages[int(stage[starts[-1]])]) if len(starts) else None,
+        int(np.nansum(skipped > 0)),
         {name: (np.array(at)[np.isfinite(found)], found[np.isfinite(found)]) for name, found in errors.items()},
         frozenset(protocols),
         unread,

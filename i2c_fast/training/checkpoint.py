@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import Config, build_config
 from ..data import RESIZE
@@ -84,7 +84,7 @@ def build_method(config: Config, stage: str, model: Localizer) -> Method:
     return METHODS[config.stages[stage].method](model, config.options_of(stage), config.run.seed)
 
 
-def restore_predictor(state: dict[str, Any]) -> nn.Module:
+def restore_predictor(state: dict[str, Any]) -> Localizer:
     """What a checkpoint's method evaluates and exports, on the CPU; see `Method.predictor`."""
     config = build_config(state["config"], "the checkpoint")
     model = build_localizer(config.model.backbone, len(state["classes"]), config.model.head_width)

@@ -80,10 +80,10 @@ def build_trainer(config: Config, run: Path, console: Console, state: dict[str, 
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
     seed_all(config.run.seed)
     model = build_localizer(config.model.backbone, len(train.classes), config.model.head_width)
-    if config.data.image_size < 2 * model.body.stride:
+    if config.data.image_size < 2 * model.stride:
         raise UserError(
-            f"model.backbone={config.model.backbone} has stride {model.body.stride}, its maps would be one pixel; "
-            f"data.image_size must be {2 * model.body.stride} or more, is {config.data.image_size}"
+            f"model.backbone={config.model.backbone} has stride {model.stride}, its maps would be one pixel; "
+            f"data.image_size must be {2 * model.stride} or more, is {config.data.image_size}"
         )
     if state is not None:
         _check_model(state, config)

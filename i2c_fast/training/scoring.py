@@ -1,17 +1,18 @@
 """Score a model as a configuration says, with a progress bar."""
 
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import Config
 from ..data import ImageIndex
 from ..evaluation import BatchObserver, Scores, evaluate, named_protocol
+from ..models import Localizer
 from ..runtime import Runtime
 from .logs import Meter
 
 
 def score_split(
-    model: nn.Module,
+    model: Localizer,
     index: ImageIndex,
     runtime: Runtime,
     config: Config,

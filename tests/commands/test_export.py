@@ -26,10 +26,9 @@ from i2c_fast.commands import export as exporting
 from i2c_fast.commands.export import EXAMPLE, FORMATS, TOLERANCE, Run, export_checkpoint
 from i2c_fast.commands.predict import Predictor
 from i2c_fast.config import as_dict, build_config
-from i2c_fast.data import normalize_images
 from i2c_fast.errors import UserError
 from i2c_fast.models import BACKBONES, Localizer, build_localizer
-from i2c_fast.training import load_checkpoint, restore_model, save_checkpoint
+from i2c_fast.training import load_checkpoint, restore_predictor, save_checkpoint
 
 from ..conftest import TINY
 
@@ -100,8 +99,8 @@ def photos(n: int) -> Tensor:
 @torch.no_grad()
 def by_hand(checkpoint: Path, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and all maps, written out: every class's weights over x, and the mean over the map."""
-    model = restore_model(load_checkpoint(checkpoint)).eval()
-    x = model.head(model.body(normalize_images(images, images.device)))
+    model = restore_predictor(load_checkpoint(checkpoint)).eval()
+    x = model.head(model.body(model.normalize(images)))
     maps = torch.einsum("nchw,yc->nyhw", x, model.head.fc8.weight[:, :, 0, 0])
     maps = maps + model.head.fc8.bias[:, None, None]
     return maps.mean(dim=(2, 3)), maps
@@ -171,7 +170,7 @@ def test_without_a_stored_threshold_the_file_has_none_and_the_command_says_so(tm
 
 
 def test_memory_format_matters_neither_in_the_checkpoint_nor_in_the_batch(checkpoint: Path, tmp_path: Path) -> None:
-    model = restore_model(load_checkpoint(checkpoint)).to(memory_format=torch.channels_last)
+    model = restore_predictor(load_checkpoint(checkpoint)).to(memory_format=torch.channels_last)
     source = write_checkpoint(tmp_path / "model.pt", model=model)
     export_checkpoint(source, tmp_path / "model.pt2")
     images = photos(2)
@@ -285,11 +284,11 @@ def test_a_file_that_differs_is_not_kept(
 
 
 def test_maps_of_another_shape_differ(checkpoint: Path) -> None:
-    model = restore_model(load_checkpoint(checkpoint)).eval()
+    model = restore_predictor(load_checkpoint(checkpoint)).eval()
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, x = model.predict(normalize_images(images, images.device))
-        return logits.detach(), model.head.fc8(x).detach().mean(dim=(2, 3), keepdim=True)
+        logits, maps = model.class_maps(images)
+        return logits.detach(), maps.detach().mean(dim=(2, 3), keepdim=True)
 
     logits, maps = exporting.differences(model, run, SIDE)
     assert logits == 0 and maps == float("inf")

@@ -197,7 +197,7 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(shared_run: Path, tiny_config: Callable[..., Config]) -> Path:
     if not shared_run.exists():
-        start_run(tiny_config("i2c.epochs=0", "eval.threshold_step=1"), shared_run, Console(quiet=True))
+        start_run(tiny_config("stage1.epochs=0", "eval.threshold_step=1"), shared_run, Console(quiet=True))
     return shared_run
 
 

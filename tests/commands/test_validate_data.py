@@ -39,7 +39,7 @@ def test_findings_are_printed_listed_and_left_out_of_training(rotten: tuple[Path
     trained = CliRunner().invoke(
         main,
         ["train", str(tmp_path / "empty.toml"), f"data.root={root}", f"data.blacklist={blacklist}", *TINY,
-         "i2c.epochs=0", "data.max_unreadable=0", "--output", str(tmp_path / "run")],
+         "stage1.epochs=0", "data.max_unreadable=0", "--output", str(tmp_path / "run")],
     )  # fmt: skip
     assert trained.exit_code == 0, trained.output
     assert "23 training" in trained.output

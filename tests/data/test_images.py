@@ -7,12 +7,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from i2c_fast.data import UnreadableImageError, normalize_images, read_image, resize
+from i2c_fast.data import UnreadableImageError, read_image, resize
 from i2c_fast.data.images import Image, train_crop
 
 # Smooth, so that JPEG keeps it, and different in every channel and direction.
@@ -212,30 +211,3 @@ def test_crop_has_the_asked_size_for_any_image(width: int, height: int, size: in
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (2, 400), (400, 2), (1, 50)])
 def test_tiny_and_extreme_images_are_cropped(width: int, height: int) -> None:
     assert train_crop(np.zeros((height, width, 3), np.uint8), 36, 32, offset(0.5, 0.5), True).shape == (32, 32, 3)
-
-
-# Normalizing
-
-
-def test_normalization_is_imagenets_by_hand() -> None:
-    images = torch.tensor([0, 255, 51], dtype=torch.uint8).repeat(3, 1).reshape(1, 3, 1, 3)
-    expected = [
-        [(0.0 - 0.485) / 0.229, (1.0 - 0.485) / 0.229, (0.2 - 0.485) / 0.229],
-        [(0.0 - 0.456) / 0.224, (1.0 - 0.456) / 0.224, (0.2 - 0.456) / 0.224],
-        [(0.0 - 0.406) / 0.225, (1.0 - 0.406) / 0.225, (0.2 - 0.406) / 0.225],
-    ]
-    found = normalize_images(images, torch.device("cpu"))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.tensor(expected).reshape(1, 3, 1, 3))
-
-
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_normalization_keeps_the_memory_format(memory_format: torch.memory_format) -> None:
-    images = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8).contiguous(memory_format=memory_format)
-    assert normalize_images(images, torch.device("cpu")).is_contiguous(memory_format=memory_format)
-
-
-def test_normalization_leaves_its_input_alone() -> None:
-    images = torch.full((1, 3, 2, 2), 7, dtype=torch.uint8)
-    normalize_images(images, torch.device("cpu"))
-    assert (images == 7).all()

@@ -1,10 +1,16 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from i2c_fast.errors import UserError
 from i2c_fast.kernels import gather_pixels
-from i2c_fast.models import BACKBONES, Localizer, build_localizer
+from i2c_fast.models import (
+    BACKBONES,
+    Localizer,
+    build_localizer,
+    load_imagenet_weights,
+    register_backbone,
+)
 
 LABELS = torch.tensor([4, 1])
 
@@ -71,14 +77,100 @@ def test_slots_that_nothing_reads_change_no_gradient(images: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_predicted_scores_are_those_of_the_training_forward(localizer: Localizer, images: Tensor) -> None:
-    torch.testing.assert_close(localizer.predict(images)[0], localizer(images, LABELS).logits)
+def test_scores_are_the_same_with_and_without_labels_and_maps(localizer: Localizer, images: Tensor) -> None:
+    expected = localizer(images, LABELS).logits
+    torch.testing.assert_close(localizer(images), expected)
+    torch.testing.assert_close(localizer.class_maps(images, LABELS).logits, expected)
 
 
 @torch.no_grad()
-def test_predicted_x_gives_the_map_of_any_class(localizer: Localizer, images: Tensor) -> None:
-    _, x = localizer.predict(images)
-    torch.testing.assert_close(localizer.head.class_maps(x, LABELS), localizer(images, LABELS).maps)
+def test_class_maps_are_those_of_the_classes_asked_for(localizer: Localizer, images: Tensor) -> None:
+    maps = localizer.class_maps(images).maps
+    assert maps.shape == (2, 5, 8, 8)
+    torch.testing.assert_close(maps[torch.arange(2), LABELS], localizer(images, LABELS).maps)
+    torch.testing.assert_close(localizer.class_maps(images, LABELS).maps, localizer(images, LABELS).maps)
+    pairs = torch.tensor([[0, 4], [3, 3]])
+    torch.testing.assert_close(localizer.class_maps(images, pairs).maps[1, 0], maps[1, 3])
+
+
+@torch.no_grad()
+def test_all_maps_are_fp32_under_autocast_as_those_of_single_classes_are(localizer: Localizer, images: Tensor) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        every, one = localizer.class_maps(images).maps, localizer.class_maps(images, LABELS).maps
+    assert every.dtype == one.dtype == torch.float32
+    torch.testing.assert_close(every[torch.arange(2), LABELS], one)
+
+
+# Normalization
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_uint8_images_are_normalized_by_the_statistics_of_imagenet(
+    localizer: Localizer, memory_format: torch.memory_format
+) -> None:
+    images = torch.tensor([0, 255, 51], dtype=torch.uint8).expand(2, 3, 5, 3).contiguous(memory_format=memory_format)
+    found = localizer.normalize(images)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(memory_format=memory_format)
+    for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        row = torch.tensor([(0.0 - mean) / std, (1.0 - mean) / std, (0.2 - mean) / std])
+        torch.testing.assert_close(found[:, channel], row.expand(2, 5, 3))
+
+
+def test_floating_point_images_are_taken_as_normalized(localizer: Localizer, images: Tensor) -> None:
+    assert localizer.normalize(images) is images
+
+
+def test_normalization_is_not_part_of_the_weights(localizer: Localizer) -> None:
+    assert all(name.startswith(("body.", "head.")) for name in localizer.state_dict())
+
+
+# Backbones of other packages
+
+
+class OtherBody(nn.Module):
+    """A network of another package, that our code knows only by its two numbers."""
+
+    out_channels, stride = 6, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, 4, stride=4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layer(images)
+        return features
+
+
+@pytest.fixture
+def other(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("i2c_fast.models.backbones.BACKBONES", dict(BACKBONES))
+    register_backbone("other", OtherBody, head_width=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return "other"
+
+
+def test_a_registered_backbone_is_built_like_ours(other: str) -> None:
+    localizer = build_localizer(other, num_classes=3).eval()
+    assert (localizer.feature_dim, localizer.stride, localizer.num_classes) == (6, 4, 3)
+    assert localizer.head.fc7.out_channels == 8
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2)
+    assert localizer.normalize(black_and_white).unique().tolist() == [-1, 1]
+    assert localizer.class_maps(torch.zeros(2, 3, 16, 16)).maps.shape == (2, 3, 4, 4)
+
+
+def test_a_registered_backbone_has_no_imagenet_file(other: str) -> None:
+    with pytest.raises(UserError, match=r"model\.weights=imagenet: none are known for other; give model\.weights=none"):
+        load_imagenet_weights(OtherBody(), other)
+
+
+def test_a_name_is_registered_once(other: str) -> None:
+    with pytest.raises(ValueError, match="there is a backbone 'other' already"):
+        register_backbone(other, OtherBody)
+
+
+@pytest.mark.parametrize(("width", "expected"), [(0, 256), (48, 48)])
+def test_head_width_is_the_backbones_or_the_one_asked_for(width: int, expected: int) -> None:
+    assert build_localizer("resnet18", 5, head_width=width).head.fc6.out_channels == expected
 
 
 def test_mixed_precision_keeps_maps_in_fp32(localizer: Localizer, images: Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 from i2c_fast.config import as_dict, build_config
 from i2c_fast.models import build_localizer
 from i2c_fast.training import open_split
-from i2c_fast.training.checkpoint import checkpoint_path, save_checkpoint
+from i2c_fast.training.checkpoint import build_method, checkpoint_path, save_checkpoint
 
 from ..conftest import TINY
 
@@ -25,11 +25,14 @@ def write_run(folder: Path, root: Path, *overrides: str, seed: int = 0, step: in
     config = build_config({}, "tests", (f"data.root={root}", *TINY, *overrides))
     classes = open_split(config.data, "val").classes
     torch.manual_seed(seed)
+    model = build_localizer(config.model.backbone, len(classes))
     state = {
         "step": step,
+        "stage": "stage1",
+        "method": build_method(config, "stage1", model).own_state(),
         "config": as_dict(config),
         "classes": list(classes),
-        "model": build_localizer(config.model.backbone, len(classes)).state_dict(),
+        "model": model.state_dict(),
         "scores": None,
     }
     save_checkpoint(checkpoint_path(folder, step), state)
@@ -45,9 +48,10 @@ def log_entries(steps: int) -> list[dict[str, Any]]:
         second = step >= steps // 2
         entries.append(
             {
-                "kind": "train", "step": step, "stage": "i2c" if second else "stage0", "lr": 0.01,
-                "loss": 3.0 - step / steps, "ce": 2.0 - step / steps, "sc": 5.0 * second, "gc": 1.0 * second,
-                "accuracy": step / steps, "seed_pixels": 3.5 * second, "skipped": 0.0,
+                "kind": "train", "step": step, "stage": "stage1" if second else "stage0",
+                "method": "i2c" if second else "cam", "lr": 0.01,
+                "loss": 3.0 - step / steps, "ce": 2.0 - step / steps, "accuracy": step / steps,
+                **({"sc": 5.0, "gc": 1.0, "seed_pixels": 3.5} if second else {}), "skipped": 0.0,
             }
         )  # fmt: skip
     scores = {"protocol": "paper", "cls_top1": 50.0, "gt_known": {"error": 40.0}, "loc_top1": {"error": 70.0}}

@@ -65,7 +65,7 @@ class Malicious:
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": 1, "evil": Malicious()}, tmp_path / "evil.pt")
+    torch.save({"format": 2, "evil": Malicious()}, tmp_path / "evil.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious()))
     for name in ("evil.pt", "plain.pt"):
         with pytest.raises(UserError, match=name) as caught:
@@ -89,7 +89,7 @@ def test_foreign_files_and_folders_are_one_line(tmp_path: Path) -> None:
 
 
 def test_another_way_of_resizing_is_refused(tmp_path: Path) -> None:
-    torch.save({"format": 1, "resize": "pil_bicubic"}, tmp_path / "old.pt")
+    torch.save({"format": 2, "resize": "pil_bicubic"}, tmp_path / "old.pt")
     with pytest.raises(UserError, match="pil_bicubic"):
         load_checkpoint(tmp_path / "old.pt")
 

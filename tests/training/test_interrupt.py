@@ -15,7 +15,7 @@ import pytest
 from ..conftest import TINY
 from .test_run import assert_same_run
 
-STEPS = ("stage0.epochs=3", "i2c.epochs=3", "run.checkpoint_every=2", "run.keep_checkpoints=2")
+STEPS = ("stage0.epochs=3", "stage1.epochs=3", "run.checkpoint_every=2", "run.keep_checkpoints=2")
 
 
 def command(root: Path, run: Path, *extra: str) -> list[str]:

@@ -5,15 +5,18 @@ import math
 import pytest
 import torch
 
-from i2c_fast import InterImageLoss
 from i2c_fast.config import OptimConfig, StageConfig
+from i2c_fast.methods import METHODS, Method
 from i2c_fast.models import build_localizer
 from i2c_fast.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 
+def method(backbone: str = "resnet18", name: str = "cam", **options: str) -> Method:
+    return METHODS[name](build_localizer(backbone, 3), METHODS[name].Options(**options))
+
+
 def test_groups_carry_the_released_factors_and_decay() -> None:
-    model = build_localizer("resnet18", 3)
-    optimizer = build_optimizer(model, None, OptimConfig())
+    optimizer = build_optimizer(method(), OptimConfig())
     set_learning_rate(optimizer, 0.001)
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     # ResNet18's convolutions have no bias, BatchNorm has.
@@ -24,8 +27,8 @@ def test_groups_carry_the_released_factors_and_decay() -> None:
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
-    model = build_localizer("inception_v3", 3)
-    optimizer = build_optimizer(model, None, OptimConfig())
+    model = method("inception_v3")
+    optimizer = build_optimizer(model, OptimConfig())
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     head_biases = next(group for group in optimizer.param_groups if group["name"] == "head biases")
@@ -33,23 +36,22 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
 
 
 def test_trained_centers_are_a_group_without_decay() -> None:
-    criterion = InterImageLoss(3, 256, center_update="backprop")
-    optimizer = build_optimizer(build_localizer("resnet18", 3), criterion, OptimConfig())
+    model = method(name="i2c", center_update="backprop")
+    optimizer = build_optimizer(model, OptimConfig())
     group = next(group for group in optimizer.param_groups if group["name"] == "centers")
-    assert group["params"] == [criterion.centers]
+    assert group["params"] == [model.get_parameter("criterion.centers")]
     assert group["factor"] == 1.0
     assert group["weight_decay"] == 0.0
 
 
 def test_followed_centers_are_not_optimized() -> None:
-    criterion = InterImageLoss(3, 256)
-    optimizer = build_optimizer(build_localizer("resnet18", 3), criterion, OptimConfig())
+    optimizer = build_optimizer(method(name="i2c"), OptimConfig())
     assert all(group["name"] != "centers" for group in optimizer.param_groups)
 
 
 def test_skipping_the_very_first_step_leaves_momentum_zero() -> None:
-    model = build_localizer("resnet18", 3)
-    optimizer = build_optimizer(model, None, OptimConfig())
+    model = method()
+    optimizer = build_optimizer(model, OptimConfig())
     set_learning_rate(optimizer, 0.1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
@@ -79,3 +81,10 @@ def test_warm_up_rises_linearly_to_lr_and_never_starts_at_zero() -> None:
     assert learning_rate(stage, 4, 8) == pytest.approx(0.4)
     rates = [learning_rate(stage, step, 8) for step in range(4, 16)]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    frozen = method()
+    frozen.model.body.requires_grad_(False)
+    names = {group["name"] for group in build_optimizer(frozen, OptimConfig()).param_groups}
+    assert names == {"head weights", "head biases"}

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from i2c_fast.config import Config, build_config
 from i2c_fast.data.generated import write_generated
 from i2c_fast.errors import UserError
+from i2c_fast.methods import METHODS
+from i2c_fast.methods import method as method_module
 from i2c_fast.training import build_trainer, checkpoints_of, load_checkpoint, score_checkpoint, start_run
 from i2c_fast.training.loop import Trainer
 
@@ -29,7 +31,8 @@ def assert_same_run(first: Path, second: Path) -> None:
     a, b = load_checkpoint(first), load_checkpoint(second)
     assert a["step"] == b["step"]
     assert a["scores"] == b["scores"]
-    for part in ("model", "criterion"):
+    for part in ("model", "method"):
+        assert a[part].keys() == b[part].keys()
         different = [name for name in a[part] if not torch.equal(a[part][name], b[part][name])]
         assert not different
     for number, entry in a["optimizer"]["state"].items():
@@ -58,7 +61,7 @@ def test_a_run_leaves_all_its_files(finished: Path) -> None:
     }  # fmt: skip
     steps = [line["step"] for line in lines(finished) if line["kind"] == "train"]
     assert steps == list(range(8))
-    assert [line["stage"] for line in lines(finished) if line["kind"] == "train"] == ["stage0"] * 4 + ["i2c"] * 4
+    assert [line["stage"] for line in lines(finished) if line["kind"] == "train"] == ["stage0"] * 4 + ["stage1"] * 4
     scores = json.loads((finished / "evaluation.json").read_text())
     assert scores["images"] == 12
     assert scores == load_checkpoint(finished)["scores"]
@@ -73,7 +76,7 @@ def test_the_written_configuration_is_the_run_s(finished: Path, tiny_config: Cal
     assert written == tiny_config("run.keep_checkpoints=0", "run.checkpoint_every=3")
 
 
-@pytest.mark.parametrize("step", [3, 4, 6, 8])  # inside stage 0, between the stages, inside I2C, at the end
+@pytest.mark.parametrize("step", [3, 4, 6, 8])  # inside stage 0, between the stages, inside stage 1, at the end
 def test_a_continued_run_equals_the_undisturbed_one(
     finished: Path, tiny_config: Callable[..., Config], tmp_path: Path, step: int
 ) -> None:
@@ -119,9 +122,24 @@ def test_an_interrupted_evaluation_is_made_up_for(
 
 
 def test_resume_auto_starts_where_there_is_nothing(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
-    config = tiny_config("i2c.epochs=0")
+    config = tiny_config("stage1.epochs=0")
     assert start_run(config, tmp_path / "run", QUIET, resume="auto") is not None
     assert start_run(config, tmp_path / "run", QUIET, resume="auto") is None
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_resumes_to_the_bit(tiny_config: Callable[..., Config], tmp_path: Path, name: str) -> None:
+    """Interrupted inside its stage, with another method before it."""
+    config = tiny_config(f"stage1.method={name}", "run.checkpoint_every=3", "run.keep_checkpoints=0", "eval.every=0")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    start_run(config, whole, QUIET)
+    shutil.copytree(whole, resumed)
+    for checkpoint in checkpoints_of(resumed):
+        if int(checkpoint.stem.removeprefix("step-")) > 6:
+            checkpoint.unlink()
+    assert start_run(config, resumed, QUIET, resume="required") is not None
+    assert_same_run(whole, resumed)
+    assert lines(whole)[-2]["method"] == name
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
@@ -162,7 +180,7 @@ def test_a_checkpoint_of_another_backbone_or_other_classes_is_refused(
     finished: Path, tiny_config: Callable[..., Config], tiny_set: Path, tmp_path: Path
 ) -> None:
     init = f"model.init={checkpoints_of(finished)[-1]}"
-    with pytest.raises(UserError, match=r"holds a resnet18, model\.backbone is vgg16"):
+    with pytest.raises(UserError, match=r"holds model\.backbone=resnet18, .* asks for vgg16"):
         start_run(tiny_config(init, "model.backbone=vgg16"), tmp_path / "a", QUIET)
     fewer = tmp_path / "set"
     shutil.copytree(tiny_set, fewer)
@@ -195,12 +213,12 @@ def test_both_branches_of_a_comparison_start_alike_and_see_the_same_batches(
     stage0 = load_checkpoint(finished / "checkpoints" / "step-00000004.pt")["model"]
     init = f"model.init={finished / 'checkpoints' / 'step-00000004.pt'}"
     first = []
-    for name, changes in {"plain": ["i2c.sc_weight=0", "i2c.gc_weight=0"], "i2c": []}.items():
-        start_run(tiny_config(init, "stage0.epochs=0", *changes), tmp_path / name, QUIET)
+    for name in ("cam", "i2c"):
+        start_run(tiny_config(init, "stage0.epochs=0", f"stage1.method={name}"), tmp_path / name, QUIET)
         first.append(lines(tmp_path / name)[0])
     assert first[0]["ce"] == first[1]["ce"]  # same weights, batch and dropout
-    assert first[0]["sc"] == 0 < first[1]["sc"]
-    assert not torch.equal(load_checkpoint(tmp_path / "plain")["model"]["head.fc8.weight"], stage0["head.fc8.weight"])
+    assert "sc" not in first[0] and first[1]["sc"] > 0
+    assert not torch.equal(load_checkpoint(tmp_path / "cam")["model"]["head.fc8.weight"], stage0["head.fc8.weight"])
 
 
 def test_evaluate_repeats_the_final_evaluation(finished: Path) -> None:
@@ -211,9 +229,7 @@ def test_evaluate_repeats_the_final_evaluation(finished: Path) -> None:
 def test_ten_steps_in_a_row_that_are_not_finite_stop_the_run(
     tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import i2c_fast.training.step as step_module
-
-    monkeypatch.setattr(step_module, "cross_entropy", lambda logits, labels: logits.sum() * torch.nan)
+    monkeypatch.setattr(method_module, "cross_entropy", lambda logits, labels: logits.sum() * torch.nan)
     config = tiny_config("stage0.epochs=4", "eval.every=0")
     with pytest.raises(UserError, match="10 steps in a row") as caught:
         start_run(config, tmp_path / "run", QUIET)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from i2c_fast import losses as losses_module
 from i2c_fast.config import Config
-from i2c_fast.data import TrainBatch, TrainBatches
+from i2c_fast.data import ClassPairedSampler, TrainBatch, TrainBatches
 from i2c_fast.kernels import InterImageSums, Slots
 from i2c_fast.losses import InterImageLoss
+from i2c_fast.methods import method as method_module
+from i2c_fast.methods.i2c import I2C
 from i2c_fast.runtime import seed_all
-from i2c_fast.training import TERMS, Trainer, build_trainer
-from i2c_fast.training import step as step_module
+from i2c_fast.training import Trainer, build_trainer
 from i2c_fast.training.optimizer import set_learning_rate
 
 
@@ -27,25 +28,31 @@ def trainer(tiny_config: Callable[..., Config], tmp_path: Path) -> Trainer:
 
 def make_trainer(config: Config, run: Path) -> Trainer:
     trainer = build_trainer(config, run, Console(quiet=True))
-    trainer.model.train()
+    trainer.method.train()
     set_learning_rate(trainer.train_step.optimizer, 0.01)
     return trainer
 
 
 def batch_of(trainer: Trainer, step: int) -> TrainBatch:
-    return TrainBatches(trainer.train_index, trainer.sampler, 32, 36)[0, step]
+    sampler = ClassPairedSampler(trainer.train_index.labels, 3, 2, seed=0)
+    return TrainBatches(trainer.train_index, sampler, 32, 36)[0, step]
 
 
 def take_step(trainer: Trainer, step: int) -> dict[str, float]:
     seed_all(0, step)
-    return dict(zip(TERMS, trainer.train_step(batch_of(trainer, step)).tolist(), strict=True))
+    values = trainer.train_step(batch_of(trainer, step)).tolist()
+    return dict(zip(trainer.train_step.terms, values, strict=True))
+
+
+def bank_of(trainer: Trainer) -> InterImageLoss:
+    assert isinstance(trainer.method, I2C)
+    return trainer.method.criterion
 
 
 def all_state(trainer: Trainer) -> dict[str, Tensor]:
     """Every tensor a step may change, draws apart: they advance with every step, skipped or not."""
     state = {f"model.{name}": tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    assert trainer.criterion is not None
-    state |= {f"bank.{name}": t.clone() for name, t in trainer.criterion.state_dict().items() if name != "draws"}
+    state |= {f"bank.{name}": t.clone() for name, t in bank_of(trainer).state_dict().items() if name != "draws"}
     for number, entry in trainer.train_step.optimizer.state_dict()["state"].items():
         state[f"momentum.{number}"] = entry["momentum_buffer"].clone()
     return state
@@ -98,16 +105,16 @@ def test_consistency_terms_pull_features_of_a_class_together(
             take_step(trainer, step)
         batch = batch_of(trainer, 99)
         with torch.no_grad():
-            _, maps, features, _ = trainer.model((batch.images.float() - 120) / 60, batch.labels)
+            _, maps, features, _ = trainer.model(batch.images, batch.labels)
             features = features / features.norm(dim=1, keepdim=True).mean()
             return float(InterImageLoss(3, 256)(features, maps, batch.labels).sc)
 
-    assert sc_after("i2c.sc_weight=0.1") < 0.5 * sc_after("i2c.sc_weight=0", "i2c.gc_weight=0")
+    assert sc_after("i2c.sc_weight=0.1") < 0.5 * sc_after("stage1.method=cam")
 
 
 def nan_in_loss(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
-    real = step_module.cross_entropy
-    patch.setattr(step_module, "cross_entropy", lambda *a, **k: real(*a, **k) * torch.nan)
+    real = method_module.cross_entropy
+    patch.setattr(method_module, "cross_entropy", lambda *a, **k: real(*a, **k) * torch.nan)
 
 
 def nan_in_feature(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
@@ -141,13 +148,12 @@ def test_a_step_that_is_not_finite_leaves_no_trace(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch, inject: Callable[[Trainer, pytest.MonkeyPatch], None]
 ) -> None:
     take_step(trainer, 0)
-    assert trainer.criterion is not None
-    before, draws = all_state(trainer), trainer.criterion.draws.clone()
+    before, draws = all_state(trainer), bank_of(trainer).draws.clone()
     with monkeypatch.context() as patch:
         inject(trainer, patch)
         assert take_step(trainer, 1)["skipped"] == 1
     assert_same(before, all_state(trainer))
-    assert trainer.criterion.draws.tolist() == [draws[0], draws[1] + 1]
+    assert bank_of(trainer).draws.tolist() == [draws[0], draws[1] + 1]
 
 
 def test_after_a_skipped_step_training_equals_a_run_that_left_it_out(
@@ -159,8 +165,7 @@ def test_after_a_skipped_step_training_equals_a_run_that_left_it_out(
     with monkeypatch.context() as patch:
         nan_in_loss(disturbed, patch)
         take_step(disturbed, 1)
-    assert reference.criterion is not None
-    reference.criterion.draws[1] += 1  # the reference never takes step 1, but its draw passes
+    bank_of(reference).draws[1] += 1  # the reference never takes step 1, but its draw passes
     assert take_step(disturbed, 2) == take_step(reference, 2)
     assert_same(all_state(disturbed), all_state(reference))
 
@@ -177,15 +182,14 @@ def test_trained_centers_learn_and_are_guarded(
     tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(tiny_config("stage0.epochs=0", "i2c.center_update=backprop"), tmp_path)
-    assert trainer.criterion is not None
-    start = trainer.criterion.centers.detach().clone()
+    start = bank_of(trainer).centers.detach().clone()
     take_step(trainer, 0)
-    moved = trainer.criterion.centers.detach().clone()
+    moved = bank_of(trainer).centers.detach().clone()
     assert not torch.equal(start, moved)
     with monkeypatch.context() as patch:
         nan_in_loss(trainer, patch)
         take_step(trainer, 1)
-    assert torch.equal(trainer.criterion.centers, moved)
+    assert torch.equal(bank_of(trainer).centers, moved)
 
 
 def test_bf16_forward_keeps_weights_and_losses_in_fp32(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
