@@ -1,9 +1,10 @@
 """The one index every layout is read into: which images there are, their classes and, where known, their boxes."""
 
 import hashlib
+import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,12 @@ def check_names(paths: Collection[str], location: Path | str) -> None:
                 f"{location}: image path {path!r} leaves its root or is not plain; "
                 "make it relative and inside, without empty parts, '.' and '..'"
             )
+
+
+def inside(box: Sequence[float], size: Sequence[float]) -> bool:
+    """Whether a box is finite, with ``0 ≤ x0 ≤ x1 ≤ width`` and y likewise: official boxes touch both ends."""
+    x0, y0, x1, y1 = box
+    return math.isfinite(sum(box)) and 0 <= x0 <= x1 <= size[0] and 0 <= y0 <= y1 <= size[1]
 
 
 def first_repeated(names: Iterable[str]) -> str | None:

@@ -16,7 +16,7 @@ import cv2
 
 from ..errors import UserError
 from ..files import write_bytes
-from .index import ImageIndex
+from .index import ImageIndex, inside
 from .inspection import Look, inspect_image
 
 # A large image takes a second; one that takes longer than this is made to.
@@ -101,7 +101,7 @@ def _note(report: ValidationReport, index: ImageIndex, look: Look) -> None:
         reason = f"is {width} × {height} pixels, annotated as {annotated[0]} × {annotated[1]}"
         report.odd.append(Finding(path, reason))
     for box in index.boxes[i]:
-        if (box[:2] < 0).any() or (box[:2] > box[2:]).any() or (box[2:] > look.size).any():
+        if not inside(box.tolist(), look.size):
             x0, y0, x1, y1 = box
             reason = f"box {x0:g} {y0:g} {x1:g} {y1:g} does not lie in its {width} × {height} pixels"
             report.outside.append(Finding(path, reason))

@@ -24,9 +24,10 @@ from ..data.layouts.wsolevaluation_lists import (
     read_sizes,
 )
 from ..errors import UserError
+from .metric import LocalizationMetric
 from .pixels import Mask, PixelAveragePrecision, combine_masks
 from .predictions import read_ranks
-from .protocols import ScoringProtocol, Verdict, WsolEvaluationProtocol
+from .protocols import ScoringProtocol, WsolEvaluationProtocol
 from .saved_maps import MAX_PIXELS, open_maps, require_maps
 from .scores import Scores
 
@@ -59,7 +60,7 @@ def score_maps(
         protocol: default `WsolEvaluationProtocol`.
         resize: take raw maps of any size. Without, each must have the size that the protocol brings maps to.
         predictions: file of ``image_id,class,class,…``, best first, see `read_ranks`; without, scores have no ranks.
-        threads: how many read and judge maps; default one for each processor.
+        threads: how many read maps, and as many judge them; default one for each processor.
         progress: called with the number of images after each.
 
     Raises:
@@ -77,25 +78,13 @@ def score_maps(
     ranks = None if predictions is None else read_ranks(predictions, folder, ids)
     saved = open_maps(maps)
     require_maps(saved, ids, maps)
-
-    def judge(i: int) -> Verdict:
-        raw = saved.read(ids[i], None if resize else expected[i])
-        return protocol.verdict(raw, *sizes[i], boxes[i])
-
-    verdicts = []
-    for verdict in in_order(judge, range(len(ids)), threads):
-        verdicts.append(verdict)
+    metric = LocalizationMetric(protocol, threads)
+    reads = in_order(lambda i: saved.read(ids[i], None if resize else expected[i]), range(len(ids)), threads)
+    for i, raw in enumerate(reads):
+        rank = None if ranks is None else ranks[[i]]
+        metric.update(raw[None], None, None, boxes[i : i + 1], sizes[i : i + 1], [i], ranks=rank)
         progress(1)
-    contours = [verdict.contours for verdict in verdicts if verdict.contours is not None]
-    return Scores(
-        protocol.name,
-        protocol.thresholds,
-        ranks,
-        np.ones(len(ids), np.bool_),
-        np.stack([verdict.box for verdict in verdicts]),
-        np.stack(contours) if contours else None,
-        np.arange(len(ids)),
-    )
+    return metric.scores()
 
 
 def score_masks(

@@ -338,18 +338,21 @@ def leaders(states: Ints, values: NDArray[np.float64]) -> Ints:
     return found
 
 
-@compiled("float64[::1](int32[:, ::1], float64[:, ::1])")
-def nearest(boxes: Ints, gt_boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """See `boxes.highest_overlaps`."""
-    found = np.zeros(len(boxes))
-    for i in range(len(boxes)):
-        x0, y0, x1, y1 = boxes[i]
-        area = (x1 - x0 + 1.0) * (y1 - y0 + 1.0)
-        for other in gt_boxes:
-            width = min(float(x1), other[2]) - max(float(x0), other[0]) + 1.0
-            height = min(float(y1), other[3]) - max(float(y0), other[1]) + 1.0
-            if width > 0 and height > 0:
-                overlap = width * height
-                union = area + (other[2] - other[0] + 1.0) * (other[3] - other[1] + 1.0) - overlap
-                found[i] = max(found[i], overlap / union)
+@compiled("float64[:, :, ::1](float64[:, ::1], float64[:, ::1])")
+def overlap_ratios(boxes: NDArray[np.float64], gt_boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """See `boxes.overlaps`: IoU, IoP and IoG, float64 [3, B, T]."""
+    found = np.zeros((3, len(gt_boxes), len(boxes)))
+    for i in range(len(gt_boxes)):
+        left, top, right, bottom = gt_boxes[i]
+        gt_area = (right - left + 1.0) * (bottom - top + 1.0)
+        for j in range(len(boxes)):
+            x0, y0, x1, y1 = boxes[j]
+            width = min(x1, right) - max(x0, left) + 1.0
+            height = min(y1, bottom) - max(y0, top) + 1.0
+            if width > 0 and height > 0:  # then neither box is empty
+                intersection = width * height
+                area = (x1 - x0 + 1.0) * (y1 - y0 + 1.0)
+                found[0, i, j] = intersection / (area + gt_area - intersection)
+                found[1, i, j] = intersection / area
+                found[2, i, j] = intersection / gt_area
     return found

@@ -14,11 +14,9 @@ from rich.console import Console
 from ..config import Config, build_config
 from ..data import ImageIndex
 from ..errors import UserError
-from ..evaluation import PaperProtocol, WsolEvaluationProtocol, named_protocol
+from ..evaluation import ScoringProtocol, named_protocol
 from ..training import load_checkpoint, open_split
 from ..training.checkpoint import checkpoint_path
-
-Protocol = PaperProtocol | WsolEvaluationProtocol
 
 MAX_RUNS = 6  # as many line styles as can be told apart, and pictures as fit in a page
 
@@ -36,7 +34,7 @@ class Run:
     environment: dict[str, str]  # of the machine that trained it; empty where that is not known
 
     @property
-    def protocol(self) -> Protocol:
+    def protocol(self) -> ScoringProtocol:
         """By which it is scored."""
         return named_protocol(self.config.eval.protocol, self.config.eval.threshold_step)
 
