@@ -111,7 +111,7 @@ def no_boxes(count: int) -> tuple[Boxes, ...]:
 def images_in(folder: Path) -> list[str]:
     """Names of the image files directly inside a folder, sorted; hidden files are passed over.
 
-    A dangling link is listed: reading it will name it, while leaving it out would lose it silently.
+    A dangling link is listed: reading it raises an error that names it; leaving it out would lose it silently.
     """
     return _names(folder, _is_image)
 

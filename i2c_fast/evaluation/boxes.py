@@ -1,4 +1,4 @@
-"""From gray-level maps to boxes: regions and contours at every threshold, and how boxes overlap."""
+"""Find the boxes of regions and contours in a gray map at every threshold, and compute how boxes overlap."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def largest_region_boxes(gray: Gray, thresholds: NDArray[np.int64]) -> Boxes:
         int32 [T, 4] as x0, y0, x1, y1, inclusive; `EMPTY_BOX` where no pixel is above. Of equally large regions the one
         whose first pixel comes first in row-major order.
     """
-    from .sweep import trace_regions  # numba loads as slowly as it runs fast
+    from .sweep import trace_regions  # late: numba takes seconds to load
 
     boxes: Boxes = trace_regions(_checked(gray))
     return boxes[thresholds]
@@ -67,7 +67,7 @@ def find_contours(gray: Gray) -> Contours:
 def _checked(gray: Gray) -> Gray:
     if gray.dtype != np.uint8 or gray.ndim != 2:
         raise TypeError(f"expected a uint8 map [H, W], got {gray.dtype} {[*gray.shape]}")
-    return np.require(gray, requirements="W")  # what is compiled takes no read-only array
+    return np.require(gray, requirements="W")  # the compiled functions take no read-only array
 
 
 class Overlaps(NamedTuple):

@@ -1,4 +1,4 @@
-"""Why an image is not localized: one outcome for each, by where the predicted box lies among the true ones.
+"""Classify why an image is not localized, from its predicted box and ground-truth boxes.
 
 The terms are those of TS-CAM (Gao et al., ICCV 2021), whose error analysis tells classification errors, multi-instance
 errors, localization part errors and localization more errors apart. With the intersection divided by the area of the
@@ -25,7 +25,7 @@ SEVERAL_IOG, PART_IOP, MORE_IOG = 0.3, 0.5, 0.7
 
 
 class Outcome(StrEnum):
-    """What became of one image with a ground-truth box."""
+    """Result for one image with a ground-truth box."""
 
     RIGHT = "right"
     WRONG_CLASS = "wrong class"
@@ -35,7 +35,7 @@ class Outcome(StrEnum):
     ELSEWHERE = "elsewhere"
 
 
-# For each outcome but `RIGHT`, in the order in which they are tried: its name in the literature, and what it means.
+# For each outcome but `RIGHT`, in the order of the tests: its name in the literature, and its meaning.
 FAILURES: dict[Outcome, tuple[str, str]] = {
     Outcome.WRONG_CLASS: ("classification error", "the first predicted class is not the label, wherever the box lies"),
     Outcome.SEVERAL: (

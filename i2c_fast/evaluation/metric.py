@@ -1,4 +1,4 @@
-"""Localization scores inside anybody's own evaluation loop, with the methods that metrics have in torchmetrics."""
+"""Compute localization scores in any evaluation loop; methods are named as in torchmetrics."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..data.index import inside
 from .protocols import PaperProtocol, ScoringProtocol, Verdict
 from .scores import Scores
 
-# Maps for each thread that may wait to be judged.
+# Maps that may be queued for each thread.
 WAITING = 64
 
 Array = Tensor | NDArray[Any] | Sequence[Any]
@@ -24,8 +24,8 @@ Array = Tensor | NDArray[Any] | Sequence[Any]
 class LocalizationMetric:
     """All localization and classification errors of a split, from class maps batch by batch.
 
-    Threads judge the maps while the next batch is computed; `compute` waits for them. A judged map is forgotten, and
-    `update` waits while too many are not judged.
+    Threads judge the maps while the next batch is computed; `compute` waits for them. No map is kept once it is judged,
+    and `update` waits while too many maps are queued.
 
     ::
 
@@ -46,7 +46,7 @@ class LocalizationMetric:
         self.check = check
         count = threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(count)
-        # Of 50,000 maps only a few may wait at a time: updates that come faster than verdicts wait instead.
+        # Bounds the memory of the queue: updates that come faster than verdicts wait.
         self._room = Semaphore(WAITING * count)
         self.reset()
 
@@ -140,8 +140,8 @@ class LocalizationMetric:
     def gather(self, group: distributed.ProcessGroup | None = None) -> Scores:
         """Scores of the images of all ranks of a process group, the same on each; every rank has to call it.
 
-        Where `update` is given `indices`, the result does not depend on how they were shared out, and an image that a
-        sampler gave to two ranks counts once.
+        Where `update` is given `indices`, the result does not depend on how images are split over ranks, and an image
+        that a sampler gave to two ranks counts once.
 
         Raises:
             ValueError: no rank has images, or some ranks gave `indices` or `logits` and others did not.

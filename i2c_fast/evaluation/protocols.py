@@ -17,17 +17,16 @@ CONTOUR_IOUS = (0.3, 0.5, 0.7)
 
 
 class Verdict(NamedTuple):
-    """What a protocol says of one map at each of its thresholds."""
+    """Whether the boxes of one map are right, at each threshold of a protocol."""
 
-    box: Verdicts  # [T] whether its box is right
-    contours: Verdicts | None = None  # [3, T] whether any contour's box is, at each of CONTOUR_IOUS
+    box: Verdicts  # [T] the one box
+    contours: Verdicts | None = None  # [3, T] any contour's box, at each of CONTOUR_IOUS
 
 
 class ScoringProtocol(Protocol):
-    """What scoring asks of a protocol."""
+    """Turns a raw map into a gray map, boxes and verdicts. By default the gray map has the size of the image."""
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
 
     @property
     def thresholds(self) -> NDArray[np.int64]:
@@ -35,8 +34,8 @@ class ScoringProtocol(Protocol):
         ...
 
     def map_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that a raw map of an image of the given size is resized to."""
-        ...
+        """Width and height of the gray map of an image of the given size."""
+        return width, height
 
     def gray_map(self, raw: NDArray[np.floating], width: int, height: int) -> Gray:
         """Raw map [h, w] of an image of the given size → what thresholds are applied to, uint8 of `map_size`."""
@@ -48,11 +47,11 @@ class ScoringProtocol(Protocol):
 
     def to_map(self, gt_boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.floating]:
         """Boxes [B, 4] in pixels of an image of the given size → in pixels of its gray map, where they are judged."""
-        ...
+        return gt_boxes
 
     def to_image(self, box: NDArray[np.number], width: int, height: int) -> NDArray[np.float64]:
         """A box [4] in pixels of the gray map → in pixels of its image, for drawing."""
-        ...
+        return box.astype(np.float64)
 
     def verdict(self, raw: NDArray[np.floating], width: int, height: int, gt_boxes: NDArray[np.float32]) -> Verdict:
         """Judge a raw map [h, w] of an image of the given size; without ground-truth boxes [B, 4] all is wrong."""
@@ -60,8 +59,8 @@ class ScoringProtocol(Protocol):
 
 
 @dataclass(frozen=True)
-class PaperProtocol:
-    """The paper's protocol (section 3.3, after CAM), with what it leaves open decided and written down.
+class PaperProtocol(ScoringProtocol):
+    """The paper's protocol (section 3.3, after CAM), with a decision written down wherever the paper leaves one open.
 
     1. The raw map is min–max normalized; a constant map, or one with a NaN or infinity, becomes zeros.
     2. It is resized bilinearly to the stored image's size and becomes uint8(255·m), truncated.
@@ -81,10 +80,6 @@ class PaperProtocol:
         """The grid of gray levels, [T]."""
         return np.arange(0, 255, self.threshold_step)
 
-    def map_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that a raw map of an image of the given size is resized to: the image's."""
-        return width, height
-
     def gray_map(self, raw: NDArray[np.floating], width: int, height: int) -> Gray:
         """Raw map [h, w] → uint8 [height, width] (steps 1 and 2)."""
         scaled = cv2.resize(_min_max(raw), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -99,14 +94,6 @@ class PaperProtocol:
         box: Boxes = largest_region_boxes(gray, np.array([threshold]))[0]
         return box
 
-    def to_map(self, gt_boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.floating]:
-        """The boxes as they are: the gray map has the image's pixels."""
-        return gt_boxes
-
-    def to_image(self, box: NDArray[np.number], width: int, height: int) -> NDArray[np.float64]:
-        """The box as it is: the gray map has the image's pixels."""
-        return box.astype(np.float64)
-
     def hits(self, boxes: Boxes, gt_boxes: NDArray[np.float32]) -> Verdicts:
         """Whether each box [T, 4] matches any ground-truth box [B, 4]: bool [T] (step 4)."""
         return np.asarray(highest_overlaps(boxes, gt_boxes) > 0.5)
@@ -119,7 +106,7 @@ class PaperProtocol:
 
 
 @dataclass(frozen=True)
-class WsolEvaluationProtocol:
+class WsolEvaluationProtocol(ScoringProtocol):
     """The field's standard protocol (Choe et al., CVPR 2020, and its evaluator wsolevaluation), bit for bit.
 
     1. The raw map is resized to 224 x 224 with OpenCV's INTER_CUBIC, in float64 as there. Then it is min–max
@@ -162,7 +149,7 @@ class WsolEvaluationProtocol:
         return verdicts[..., np.searchsorted(self.thresholds, self._levels)]
 
     def map_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that a raw map of an image of any size is resized to."""
+        """Width and height of the gray map of any image."""
         return self.side, self.side
 
     def normalize(self, raw: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -200,7 +187,7 @@ class WsolEvaluationProtocol:
         scaled = self.to_map(gt_boxes, width, height)
         contours = find_contours(self.gray_map(raw, width, height))
         largest = highest_overlaps(self.boxes(contours), scaled)
-        # The last row is what no contour stands for, and −1 finds it.
+        # The last row stands for no contour: `best` gives −1 there.
         everywhere = self._enlarged(np.concatenate([contours.boxes, np.array([EMPTY_BOX], np.int32)]))
         overlaps = highest_overlaps(everywhere, scaled)
         best = overlaps[contours.best(overlaps[:-1])][self.thresholds]

@@ -1,4 +1,4 @@
-"""Scores of saved maps, of any method: wsolevaluation's lists say what is right, and no image is needed."""
+"""Score saved maps of any method by the boxes or masks of wsolevaluation's lists; no image is needed."""
 
 import os
 from collections import deque
@@ -50,8 +50,7 @@ def score_maps(
 ) -> Scores:
     """Score saved maps of the labels' classes by the boxes of a split.
 
-    Maps are min–max normalized, as the protocols have it; one with a NaN or infinity is an error here, since a method
-    that saved it is not one that draws no box.
+    Maps are min–max normalized, as the protocols say. A map with a NaN or infinity is an error.
 
     Args:
         maps: a folder or one ``.npz``, see `open_maps`; maps of other images are passed over.
@@ -131,7 +130,7 @@ def score_masks(
 
 
 def split_folder(metadata: Path, split: str | None) -> Path:
-    """Where a split's lists lie; for None those of ``test``, or ``val`` where there is no ``test``."""
+    """Folder of a split's lists; for None those of ``test``, or ``val`` where there is no ``test``."""
     if not metadata.is_dir():
         raise UserError(f"--metadata: {metadata} is not a folder")
     wanted = SPLITS[:2] if split is None else (split,)
@@ -154,7 +153,7 @@ def read_mask(root: Path, paths: MaskPaths) -> Mask:
 
 
 def in_order(function: Callable[[Item], Result], items: Sequence[Item], threads: int | None = None) -> Iterator[Result]:
-    """Results of a function, in order, computed by threads that run only a little ahead of who takes them."""
+    """Results of a function, in order, computed by threads that run only a few items ahead of the caller."""
     count = threads or os.cpu_count() or 1
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(count) as pool:

@@ -1,8 +1,8 @@
-"""One union–find sweep over a gray map: every region at every threshold, compiled.
+"""Find every region at every threshold in one compiled union–find sweep over a gray map.
 
 Pixels enter from the brightest to the darkest. Each either starts a region, or joins one, or joins several together. So
 the regions of all 255 masks ``gray > t`` come out of one pass: what a region is between two changes is a *state*, with
-the thresholds at which it lasts. A map becomes boxes in one compiled call, and a thread that is in it holds no lock.
+the thresholds at which it lasts. One compiled call turns a map into boxes and releases the interpreter lock.
 
 Import this module late: it loads numba, which takes longer than the package. All that is compiled stays in this file:
 numba's cache on disk notices no change in another.
@@ -25,7 +25,7 @@ EAST, SOUTH, WEST, NORTH = 0b1000_0011, 0b0000_1110, 0b0011_1000, 0b1110_0000  #
 # Columns of a state. Box and first pixel are in the frame of the padded map: one pixel more to the left and the top.
 X0, Y0, X1, Y1, SIZE, FIRST = 0, 1, 2, 3, 4, 5
 LOW, HIGH = 6, 7  # the thresholds at which it lasts, inclusive
-# A living region has, for those two, the gray level since which it is what it is, and its parent in the union–find.
+# A region that still grows has in those columns the gray level of its last change, and its parent in the union–find.
 SINCE, PARENT = 6, 7
 
 
@@ -76,7 +76,7 @@ def compiled(signature: str | list[str]) -> Callable[[Callable[..., Any]], Calla
         try:
             return numba.njit(signature, nogil=True, cache=True)(function)
         except Exception:
-            # No folder to write to, no space, a damaged file: whatever ails the cache, compiling needs none.
+            # The cache may fail (no folder, no space, a damaged file); compile without it.
             return numba.njit(signature, nogil=True)(function)
 
     return decorate

@@ -1,4 +1,4 @@
-"""Score a run again and keep, of each image, the little that tables, charts and galleries need."""
+"""Score a run again and keep what tables, charts and galleries need of each image."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .training_log import TrainingLog, read_log
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the page says of a run. Arrays are in the order of its validation split, n images.
+    """Data of one run for the page. Arrays are in the order of its validation split, n images.
 
     The raw maps are the largest part: 3 KiB an image at 28 x 28, so 160 MB for 50,000 images; nothing grows with the
     number of classes or the size of the images.
@@ -74,7 +74,7 @@ class Collector:
         probabilities = scores if self.are_probabilities else scores.softmax(1)
         highest, predicted = probabilities.max(1)
         labels = torch.from_numpy(self.labels[chosen]).to(scores.device)
-        # The op's own count is the training step's; the pixel it draws is not looked at.
+        # The training step counts with the same op; the pixel it draws is not used.
         seed = torch.zeros(2, dtype=torch.int64, device=maps.device)
         _, counts = sample_pixels(maps, 1, self.threshold, seed, choice="first")
         self.predicted[chosen], self.probability[chosen] = predicted.cpu(), highest.cpu()
@@ -138,7 +138,7 @@ def collect(run: Run, console: Console, overrides: tuple[str, ...]) -> RunFacts:
 def stored_size(run: Run, image: int) -> tuple[int, int]:
     """Width and height of a stored image, from the file's first bytes.
 
-    Annotated sizes are not asked: they may be wrong, and the protocols judge in the pixels there are.
+    Annotated sizes are not used: they may be wrong, and the protocols judge in the stored pixels.
     """
     try:
         with Pillow.open(run.index.file(image)) as opened:

@@ -1,4 +1,4 @@
-"""The runs a report is about: found, named, and known to be comparable before the first image is scored."""
+"""Find and name the runs of a report, and check that they can be compared, before any image is scored."""
 
 import json
 import os
@@ -23,7 +23,7 @@ MAX_RUNS = 6  # as many line styles as can be told apart, and pictures as fit in
 
 @dataclass(frozen=True)
 class Run:
-    """A checkpoint to report on, and what lies around it."""
+    """A checkpoint to report on, and the files beside it."""
 
     name: str  # the shortest end of its path that tells it from the other runs
     folder: Path  # where log.jsonl and environment.json may lie
@@ -73,7 +73,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _open(path: Path, name: str, overrides: Sequence[str], console: Console) -> Run:
-    if not os.path.exists(path):  # unlike Path's, quiet about names that are too long
+    if not os.path.exists(path):  # unlike Path.exists, does not raise for names that are too long
         raise UserError(f"run {path} does not exist; give a run folder, or a checkpoint file in one")
     state = load_checkpoint(path, lambda text: console.print(f"warning: {text}", highlight=False, markup=False))
     checkpoint = checkpoint_path(path, state["step"]) if path.is_dir() else path

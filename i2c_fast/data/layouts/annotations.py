@@ -98,8 +98,8 @@ def check_box(box: Box, size: Size | None, location: str) -> None:
 
     Args:
         box: x0, y0, x1, y1.
-        size: the image's; None: not known, and the box may be as large as it likes.
-        location: where it stands, for the error.
+        size: the image's; None: not known, no upper bound.
+        location: file and line, for the error.
 
     Raises:
         UserError: outside, upside down or not finite.

@@ -1,8 +1,8 @@
 """The ILSVRC devkit's class ids and the field's labels.
 
 Older lists number ILSVRC's classes by devkit id − 1; everyone else, and this package, by the index among the sorted
-WordNet id. Both run from 0 to 999 and agree on no class, so a model trained on one and scored on the other is silently
-always wrong.
+WordNet id. Both run from 0 to 999 and agree on no class, so a model trained with one and scored with the other is
+always wrong, silently.
 """
 
 import re
