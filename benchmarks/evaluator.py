@@ -72,8 +72,8 @@ class Contest:
     def loop(self, sample: Sample, distinct: bool) -> Verdicts:
         """The same, mask by mask; `distinct` takes each different mask once."""
         paper = self.metric == "paper"
-        gray = PAPER.gray(sample.raw, *sample.size) if paper else STANDARD.gray(sample.raw)
-        gt_boxes = sample.gt_boxes if paper else STANDARD.scale_gt_boxes(sample.gt_boxes, *sample.size)
+        protocol = PAPER if paper else STANDARD
+        gray, gt_boxes = protocol.gray_map(sample.raw, *sample.size), protocol.to_map(sample.gt_boxes, *sample.size)
         levels = [int(t * (255 if paper else gray.max())) for t in STANDARD.fractions]
         different = sorted(set(levels))
         found = [self._boxes(gray, level) for level in (different if distinct else levels)]

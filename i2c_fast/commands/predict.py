@@ -84,8 +84,8 @@ class Predictor:
         ]
 
     def _localize(self, image: Image, label: int, score: float, raw: NDArray[np.float32]) -> Localization:
-        gray = self.protocol.gray(raw, image.shape[1], image.shape[0])
-        x0, y0, x1, y1 = self.protocol.box(gray, self.threshold).tolist()
+        gray = self.protocol.gray_map(raw, image.shape[1], image.shape[0])
+        x0, y0, x1, y1 = self.protocol.box_at(gray, self.threshold).tolist()
         return Localization(image, label, score, gray, (x0, y0, x1, y1))
 
 

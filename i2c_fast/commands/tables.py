@@ -1,4 +1,4 @@
-"""Scores as they are printed."""
+"""Print scores as tables."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def print_scores(console: Console, rows: dict[str, dict[str, Any]]) -> None:
 
 
 def print_centered_box(console: Console, error: float) -> None:
-    """Print the baseline that errors are to be read against."""
+    """Print the baseline to compare errors with."""
     console.print(f"One centered box for all images, looking at none: gt-known {error:.2f}", highlight=False)
 
 

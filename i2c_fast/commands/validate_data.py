@@ -1,4 +1,4 @@
-"""``i2c-fast validate-data``: both splits of a data set, looked at image by image."""
+"""``i2c-fast validate-data``: validate both splits of a data set image by image."""
 
 from dataclasses import asdict
 from pathlib import Path

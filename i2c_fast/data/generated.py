@@ -1,10 +1,9 @@
 """Generated pictures for weakly supervised localization, written in ILSVRC's own layout.
 
 These are drawings, not photographs. Every object is a large body, which only hints at its class, with a small mark,
-which settles it. So a classifier looks at the mark while the box covers the whole object: the gap between the most
-telling part and the whole that localization methods try to close. The set shows that the pipeline runs end to end and
-lets anyone watch that gap within minutes on a CPU. It proves nothing about the paper's figures, which are about
-photographs.
+which determines it. So a classifier looks at the mark while the box covers the whole object: the gap that localization
+methods try to close. The set shows within minutes on a CPU that the pipeline runs end to end. It proves nothing about
+the paper's figures, which are about photographs.
 """
 
 import colorsys
@@ -25,7 +24,7 @@ _MARK_HUES = (0.0, 0.14, 0.36, 0.58, 0.84)  # red, yellow, green, blue, magenta
 _MARK_SHAPES = ("disk", "triangle", "cross", "square")
 MAX_CLASSES = len(_MARK_HUES) * len(_MARK_SHAPES)  # the counts are coprime: every class has a (hue, shape) of its own
 _FAMILY_TEXTURES = ("noise", "stripes", "spots", "ramp", "noise")
-_FAMILY_FRACTION = 0.8  # of the bodies wear their class's family look; at 1 the body would tell too much, at 0 nothing
+_FAMILY_FRACTION = 0.8  # of the bodies look like their class's family; at 1 they would tell too much, at 0 nothing
 _SUPERSAMPLE = 4  # a pixel's coverage is counted on 4 x 4 samples
 _TURN = np.linspace(0, 2 * np.pi, 64, endpoint=False)  # outlines are given by their radius at these angles
 _TRAIN, _VAL = 0, 1
@@ -105,7 +104,7 @@ def _stream(seed: int, split: int, class_index: int, number: int) -> np.random.G
 
 
 def _jpeg(drawing: Drawing) -> bytes:
-    # Full color resolution: halved, it would wash out marks of a few pixels.
+    # Full color resolution: at half of it, marks of a few pixels would fade.
     options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     return cv2.imencode(".jpg", drawing.image[..., ::-1], options)[1].tobytes()
 

@@ -7,7 +7,7 @@ flavor in checkpoints: models notice when it changes). They travel as uint8, and
 import os
 from pathlib import Path
 
-# OpenCV refuses larger images before it decodes them, as Pillow does: half a gigabyte of pixels is no photograph.
+# OpenCV refuses larger images before it decodes them, as Pillow does: no photograph has half a gigabyte of pixels.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178956970")
 
 import cv2
@@ -26,8 +26,8 @@ _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # JPEG markers; in bet
 # A strip one pixel high would need gigabytes at a short side of 256.
 MAX_ASPECT = 16
 
-# Loader processes and evaluation threads are the parallelism. OpenCV's own pool would fight them for the cores, and a
-# process forked while it exists hangs at its next change.
+# Loader processes and evaluation threads are the parallelism. OpenCV's own pool would compete with them for the
+# cores, and a process forked while that pool exists hangs when the pool changes.
 cv2.setNumThreads(0)
 
 

@@ -1,9 +1,10 @@
 """The one index every layout is read into: which images there are, their classes and, where known, their boxes."""
 
 import hashlib
+import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,12 @@ def check_names(paths: Collection[str], location: Path | str) -> None:
             )
 
 
+def inside(box: Sequence[float], size: Sequence[float]) -> bool:
+    """Whether a box is finite, with ``0 ≤ x0 ≤ x1 ≤ width`` and y likewise: official boxes touch both ends."""
+    x0, y0, x1, y1 = box
+    return math.isfinite(sum(box)) and 0 <= x0 <= x1 <= size[0] and 0 <= y0 <= y1 <= size[1]
+
+
 def first_repeated(names: Iterable[str]) -> str | None:
     """The first name that was there before, or None."""
     seen: set[str] = set()
@@ -104,7 +111,7 @@ def no_boxes(count: int) -> tuple[Boxes, ...]:
 def images_in(folder: Path) -> list[str]:
     """Names of the image files directly inside a folder, sorted; hidden files are passed over.
 
-    A dangling link is listed: reading it will name it, while leaving it out would lose it silently.
+    A dangling link is listed: reading it raises an error that names it; leaving it out would lose it silently.
     """
     return _names(folder, _is_image)
 

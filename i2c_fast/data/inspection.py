@@ -1,4 +1,4 @@
-"""Look hard at one image file: what training would silently take, this reports."""
+"""Inspect one image file and report what training would silently accept."""
 
 import io
 import warnings
@@ -35,9 +35,8 @@ class Look(NamedTuple):
 def inspect_image(path: Path) -> Look:
     """Decode a file twice, strictly by Pillow and as training does, and list what is unusual about it.
 
-    Decoders differ, by library and version, in what damage they refuse and what they fill with gray and keep quiet
-    about; a file must please both. Pillow also refuses, before it decodes, images of more than 178 956 970 pixels (half
-    a gigabyte).
+    Decoders differ, by library and version, in what damage they refuse and what they silently fill with gray; a file
+    must pass both. Pillow also refuses, before it decodes, images of more than 178 956 970 pixels (half a gigabyte).
     """
     try:
         data = path.read_bytes()
@@ -55,7 +54,7 @@ def inspect_image(path: Path) -> Look:
         return Look(broken="is no image that Pillow recognizes")
     except Image.DecompressionBombError:
         return Look(broken="has more than 178 956 970 pixels")
-    except Exception as error:  # whatever a decoder raises on damaged data, the file is not to be used
+    except Exception as error:  # decoders raise many kinds of error on damaged data
         return Look(broken=f"is damaged: {error}")
     try:
         height, width, _ = read_image(path).shape

@@ -1,4 +1,4 @@
-"""Validation of a split: every image decoded, in processes that a hostile file may kill."""
+"""Validate a split: decode every image, in processes that a hostile file may kill."""
 
 import multiprocessing
 import os
@@ -16,11 +16,11 @@ import cv2
 
 from ..errors import UserError
 from ..files import write_bytes
-from .index import ImageIndex
+from .index import ImageIndex, inside
 from .inspection import Look, inspect_image
 
-# A large image takes a second; one that takes longer than this is made to.
-_PATIENCE = 60.0
+# Seconds after which an image counts as broken; a large one takes one.
+_TIME_LIMIT = 60.0
 # Images between two reports of progress.
 _CHUNK = 64
 
@@ -78,7 +78,7 @@ def validate(
             finally:
                 free.put(inspector)
 
-        # A thread for each process does nothing but wait for it.
+        # Each thread waits for one process.
         pool = stack.enter_context(ThreadPoolExecutor(count))
         for looks in pool.map(look_at, range(0, len(index), _CHUNK)):
             for look in looks:
@@ -101,17 +101,17 @@ def _note(report: ValidationReport, index: ImageIndex, look: Look) -> None:
         reason = f"is {width} × {height} pixels, annotated as {annotated[0]} × {annotated[1]}"
         report.odd.append(Finding(path, reason))
     for box in index.boxes[i]:
-        if (box[:2] < 0).any() or (box[:2] > box[2:]).any() or (box[2:] > look.size).any():
+        if not inside(box.tolist(), look.size):
             x0, y0, x1, y1 = box
             reason = f"box {x0:g} {y0:g} {x1:g} {y1:g} does not lie in its {width} × {height} pixels"
             report.outside.append(Finding(path, reason))
 
 
 class _Inspector:
-    """A process that looks at files, one at a time; a file that kills or stalls it costs a new process."""
+    """A process that looks at files, one at a time; it is replaced when a file kills or stalls it."""
 
     def __init__(self) -> None:
-        # Forking this process, with its threads, could copy a lock that nobody opens; a server forks clean ones.
+        # Forking this process, with its threads, could copy a lock that is never released; the fork server has none.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([__name__])
         self.start()
@@ -131,10 +131,10 @@ class _Inspector:
     def look_at(self, path: Path) -> Look:
         self.pipe.send(path)
         try:
-            if self.pipe.poll(_PATIENCE):
+            if self.pipe.poll(_TIME_LIMIT):
                 look: Look = self.pipe.recv()
                 return look
-            broken = f"takes longer than {_PATIENCE:g} s to decode"
+            broken = f"takes longer than {_TIME_LIMIT:g} s to decode"
         except (EOFError, ConnectionError):
             broken = "kills the process that decodes it"
         self.close()
@@ -148,11 +148,11 @@ class _Inspector:
 
 
 def _serve(pipe: Connection) -> None:
-    # Ctrl-C reaches the whole group; the parent ends its children.
+    # Ctrl-C reaches all processes; the parent ends these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     with tempfile.TemporaryFile() as log:
-        # The JPEG library repairs what it can and mentions it only here.
+        # The JPEG library reports what it repaired on stderr alone.
         os.dup2(log.fileno(), 2)
         pipe.send("ready")
         while True:

@@ -1,4 +1,4 @@
-"""What a method scores that looks at no image; localization errors mean little without it."""
+"""The baseline for localization errors: one centered box for all images."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ FRACTIONS = np.arange(0.05, 1.01, 0.05)
 
 
 def centered_box_error(index: ImageIndex, protocol: PaperProtocol) -> float:
-    """Gt-known error in per cent of one centered box for all images, as large a share of each as serves the split best.
+    """Gt-known error in per cent of one centered box for all images, at the best of `FRACTIONS` of their sides.
 
     Args:
         index: a split with boxes; images without one do not count.

@@ -1,6 +1,7 @@
-"""From gray-level maps to boxes: regions and contours at every threshold, and how boxes overlap."""
+"""Find the boxes of regions and contours in a gray map at every threshold, and compute how boxes overlap."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,6 @@ class Contours:
         """Boxes of all contours at all thresholds, int32 [S, 4]; those of equal regions at one threshold may repeat."""
         return self.states[:, :4]
 
-    def at(self, threshold: int) -> Boxes:
-        """Boxes of the contours at one threshold, int32 [B, 4]."""
-        low, high = self.states[:, 6], self.states[:, 7]
-        return self.boxes[(low <= threshold) & (threshold <= high)]
-
     def best(self, values: NDArray[np.float64]) -> NDArray[np.intp]:
         """Index in `boxes` of the highest of `values` [S] at each threshold, [255]; −1 where there is no contour."""
         from .sweep import leaders
@@ -51,7 +47,7 @@ def largest_region_boxes(gray: Gray, thresholds: NDArray[np.int64]) -> Boxes:
         int32 [T, 4] as x0, y0, x1, y1, inclusive; `EMPTY_BOX` where no pixel is above. Of equally large regions the one
         whose first pixel comes first in row-major order.
     """
-    from .sweep import trace_regions  # numba loads as slowly as it runs fast
+    from .sweep import trace_regions  # late: numba takes seconds to load
 
     boxes: Boxes = trace_regions(_checked(gray))
     return boxes[thresholds]
@@ -71,38 +67,31 @@ def find_contours(gray: Gray) -> Contours:
 def _checked(gray: Gray) -> Gray:
     if gray.dtype != np.uint8 or gray.ndim != 2:
         raise TypeError(f"expected a uint8 map [H, W], got {gray.dtype} {[*gray.shape]}")
-    return np.require(gray, requirements="W")  # what is compiled takes no read-only array
+    return np.require(gray, requirements="W")  # the compiled functions take no read-only array
 
 
-def intersection_over_union(boxes: Boxes, gt_boxes: NDArray[np.floating]) -> NDArray[np.float64]:
-    """IoU of every box with every ground-truth box; bounds are inclusive, so a width is x1 − x0 + 1.
+class Overlaps(NamedTuple):
+    """How boxes overlap ground-truth boxes, float64 [T, B] each; 0 where no pixel is in both."""
 
-    Args:
-        boxes: [T, 4]. gt_boxes: [B, 4].
-
-    Returns:
-        float64 [T, B].
-    """
-    ax0, ay0, ax1, ay1 = boxes.T.astype(np.float64)[..., None]
-    bx0, by0, bx1, by1 = gt_boxes.T.astype(np.float64)[:, None]
-    width = (np.minimum(ax1, bx1) - np.maximum(ax0, bx0) + 1).clip(min=0)
-    height = (np.minimum(ay1, by1) - np.maximum(ay0, by0) + 1).clip(min=0)
-    overlap = width * height
-    areas = (ax1 - ax0 + 1) * (ay1 - ay0 + 1) + (bx1 - bx0 + 1) * (by1 - by0 + 1)
-    return np.asarray(overlap / np.maximum(areas - overlap, np.finfo(np.float64).tiny))
+    iou: NDArray[np.float64]  # intersection over union
+    iop: NDArray[np.float64]  # intersection over the predicted box
+    iog: NDArray[np.float64]  # intersection over the ground-truth box
 
 
-def highest_overlaps(boxes: Boxes, gt_boxes: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Highest IoU of each box with any ground-truth box, equal to ``intersection_over_union(boxes, gt_boxes).max(1)``.
+def overlaps(boxes: NDArray[np.number], gt_boxes: NDArray[np.number]) -> Overlaps:
+    """Overlaps of every box [T, 4] with every ground-truth box [B, 4]; bounds are inclusive: a width is x1 − x0 + 1."""
+    from .sweep import overlap_ratios
 
-    Args:
-        boxes: [T, 4]. gt_boxes: [B, 4]; without any, all overlaps are 0.
+    predicted, annotated = (np.ascontiguousarray(given, np.float64) for given in (boxes, gt_boxes))
+    return Overlaps(*overlap_ratios(predicted, annotated).swapaxes(1, 2))
 
-    Returns:
-        float64 [T].
-    """
-    from .sweep import nearest
 
-    whole = np.ascontiguousarray(boxes.astype(np.int32, casting="same_kind", copy=False))  # fractions are a TypeError
-    overlaps: NDArray[np.float64] = nearest(whole, np.ascontiguousarray(gt_boxes, np.float64))
-    return overlaps
+def intersection_over_union(boxes: NDArray[np.number], gt_boxes: NDArray[np.number]) -> NDArray[np.float64]:
+    """IoU of every box [T, 4] with every ground-truth box [B, 4], float64 [T, B], as `overlaps` has it."""
+    return overlaps(boxes, gt_boxes).iou
+
+
+def highest_overlaps(boxes: NDArray[np.number], gt_boxes: NDArray[np.number]) -> NDArray[np.float64]:
+    """Highest IoU of each box [T, 4] with any of the ground-truth boxes [B, 4], float64 [T]; 0 if there is none."""
+    highest: NDArray[np.float64] = overlaps(boxes, gt_boxes).iou.max(1, initial=0)
+    return highest

@@ -43,7 +43,7 @@ def evaluate(
     batches = EvalBatches(index, image_size, batch_size, round(image_size * 8 / 7) if ten_crop else 0)
     modes = [(module, module.training) for module in model.modules()]  # some may be frozen in evaluation mode
     model.eval()
-    metric = LocalizationMetric(protocol, threads=max(1, workers))
+    metric = LocalizationMetric(protocol, threads=max(1, workers), check=False)
     try:
         with torch.inference_mode():
             for batch in eval_loader(batches, workers):

@@ -1,4 +1,4 @@
-"""Why an image is not localized: one outcome for each, by where the predicted box lies among the true ones.
+"""Classify why an image is not localized, from its predicted box and ground-truth boxes.
 
 The terms are those of TS-CAM (Gao et al., ICCV 2021), whose error analysis tells classification errors, multi-instance
 errors, localization part errors and localization more errors apart. With the intersection divided by the area of the
@@ -19,11 +19,13 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from .boxes import overlaps
+
 SEVERAL_IOG, PART_IOP, MORE_IOG = 0.3, 0.5, 0.7
 
 
 class Outcome(StrEnum):
-    """What became of one image with a ground-truth box."""
+    """Result for one image with a ground-truth box."""
 
     RIGHT = "right"
     WRONG_CLASS = "wrong class"
@@ -33,7 +35,7 @@ class Outcome(StrEnum):
     ELSEWHERE = "elsewhere"
 
 
-# For each outcome but `RIGHT`, in the order in which they are tried: its name in the literature, and what it means.
+# For each outcome but `RIGHT`, in the order of the tests: its name in the literature, and its meaning.
 FAILURES: dict[Outcome, tuple[str, str]] = {
     Outcome.WRONG_CLASS: ("classification error", "the first predicted class is not the label, wherever the box lies"),
     Outcome.SEVERAL: (
@@ -69,26 +71,10 @@ def outcome(box: NDArray[np.number], gt_boxes: NDArray[np.floating], *, right_cl
         return Outcome.WRONG_CLASS
     if right_box:
         return Outcome.RIGHT
-    iou, iop, iog = overlaps(box, gt_boxes)
+    iou, iop, iog = (ratios[0] for ratios in overlaps(box[None], gt_boxes))
     if np.count_nonzero(iog > SEVERAL_IOG) > 1:
         return Outcome.SEVERAL
     nearest = int(iou.argmax())
     if iop[nearest] > PART_IOP:
         return Outcome.TOO_SMALL
     return Outcome.TOO_LARGE if iog[nearest] > MORE_IOG else Outcome.ELSEWHERE
-
-
-def overlaps(
-    box: NDArray[np.number], gt_boxes: NDArray[np.floating]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """IoU, IoP and IoG of a box [4] with each ground-truth box [B, 4], float64 [B]; widths and heights count +1."""
-    b, t = np.asarray(box, np.float64), np.asarray(gt_boxes, np.float64)
-    sides = (np.minimum(b[2:], t[:, 2:]) - np.maximum(b[:2], t[:, :2]) + 1).clip(min=0)
-    intersection = sides.prod(1)
-    own, others = np.prod(b[2:] - b[:2] + 1), (t[:, 2:] - t[:, :2] + 1).prod(1)
-    tiny = np.finfo(np.float64).tiny
-    return (
-        intersection / np.maximum(own + others - intersection, tiny),
-        intersection / max(own, tiny),
-        intersection / np.maximum(others, tiny),
-    )

@@ -27,7 +27,7 @@ def write_maps(folder: Path, index: ImageIndex, indices: Tensor, maps: Tensor) -
 
 
 def require_empty(folder: Path, option: str) -> None:
-    """Raise UserError unless the folder is empty or not there: another model's maps in it would pass for this one's."""
+    """Raise UserError unless the folder is empty or missing: maps of another model would be scored as this one's."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{option}: {folder} is a file; give a folder")
     if folder.is_dir() and any(folder.iterdir()):

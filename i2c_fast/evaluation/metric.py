@@ -1,4 +1,4 @@
-"""Localization scores inside anybody's own evaluation loop, with the methods that metrics have in torchmetrics."""
+"""Compute localization scores in any evaluation loop; methods are named as in torchmetrics."""
 
 import os
 from collections.abc import Sequence
@@ -11,36 +11,42 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
 
+from ..data.index import inside
 from .protocols import PaperProtocol, ScoringProtocol, Verdict
 from .scores import Scores
 
-# Maps for each thread that may wait to be judged.
+# Maps that may be queued for each thread.
 WAITING = 64
+
+Array = Tensor | NDArray[Any] | Sequence[Any]
 
 
 class LocalizationMetric:
     """All localization and classification errors of a split, from class maps batch by batch.
 
-    Threads judge the maps while the next batch is computed; `compute` waits for them. A judged map is forgotten, and
-    `update` waits while too many are not judged.
+    Threads judge the maps while the next batch is computed; `compute` waits for them. No map is kept once it is judged,
+    and `update` waits while too many maps are queued.
 
     ::
 
         metric = LocalizationMetric(WsolEvaluationProtocol())
-        for images, labels, boxes, sizes in loader:
-            metric.update(maps_of(images, labels), model(images), labels, boxes, sizes)
+        for images, labels, gt_boxes, sizes in loader:
+            metric.update(maps_of(images, labels), model(images), labels, gt_boxes, sizes)
         print(metric.compute()["loc_top1"])
 
     Args:
         protocol: how maps become verdicts; default `PaperProtocol`.
         threads: how many judge maps; default one for each processor.
+        check: whether `update` raises for boxes outside their images and maps with NaN or infinity; else such boxes
+            are scored as they are, and such maps as zeros.
     """
 
-    def __init__(self, protocol: ScoringProtocol | None = None, threads: int | None = None) -> None:
+    def __init__(self, protocol: ScoringProtocol | None = None, threads: int | None = None, check: bool = True) -> None:
         self.protocol: ScoringProtocol = PaperProtocol() if protocol is None else protocol
+        self.check = check
         count = threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(count)
-        # Of 50,000 maps only a few may wait at a time: updates that come faster than verdicts wait instead.
+        # Bounds the memory of the queue: updates that come faster than verdicts wait.
         self._room = Semaphore(WAITING * count)
         self.reset()
 
@@ -54,47 +60,61 @@ class LocalizationMetric:
 
     def update(
         self,
-        maps: Tensor,
-        logits: Tensor | None,
-        labels: Tensor | None,
-        boxes: Sequence[NDArray[np.float32] | Tensor],
-        sizes: Sequence[Sequence[int]] | Tensor,
-        indices: Sequence[int] | Tensor | None = None,
+        maps: Array,
+        logits: Array | None,
+        labels: Array | None,
+        gt_boxes: Sequence[Array],
+        sizes: Array,
+        indices: Array | None = None,
+        *,
+        ranks: Array | None = None,
     ) -> None:
-        """Take in a batch.
+        """Take in a batch; tensors on any device, NumPy arrays and lists will do.
 
         Args:
-            maps: floating [N, h, w], the raw maps of the labels' classes, not normalized, of any size and device.
+            maps: [N, h, w], the raw maps of the labels' classes, not normalized, of any size.
             logits: float [N, Y], or probabilities: only their order counts. labels: integer [N]. None for both, in
                 every update, leaves errors that need predictions out.
-            boxes: ground-truth boxes [B, 4] of each image as x0, y0, x1, y1 in its pixels, inclusive; B may be 0.
+            gt_boxes: ground-truth boxes [B, 4] of each image as x0, y0, x1, y1 in its pixels, inclusive; B may be 0.
             sizes: [N, 2] width and height of each image, in the pixels that the boxes are in.
             indices: [N] of the images in the split: shards then merge in its order. In every update, or in none.
+            ranks: [N] rank of the label among the predictions, 0 = first, where there are no logits to rank it in.
 
         Raises:
-            ValueError: shapes that do not fit together, or a size of no pixels.
+            ValueError: shapes that do not fit together, a size of no pixels, and, unless `check` is off, a box that is
+                not inside its image or a map with a NaN or infinity.
         """
-        count = len(maps)
-        if maps.ndim != 3 or not maps.numel():
-            raise ValueError(f"expected maps [N, h, w], got {[*maps.shape]}")
-        if (logits is None) != (labels is None) or (logits is not None and logits.ndim != 2):
-            raise ValueError("expected logits [N, Y] with the labels of the maps, or neither")
-        lengths = [count if part is None else len(part) for part in (logits, labels, boxes, sizes, indices)]
+        # Copies: threads read them while the caller may already be filling its buffers with the next batch.
+        raws, pixels = _copied(maps), _copied(sizes)
+        raws = raws if raws.dtype == np.float64 else raws.astype(np.float32, copy=False)
+        if raws.ndim != 3 or not raws.size:
+            raise ValueError(f"expected maps [N, h, w], got {[*raws.shape]}")
+        count = len(raws)
+        if logits is not None and labels is not None and ranks is None:
+            scores = torch.as_tensor(logits)
+            if scores.ndim != 2:
+                raise ValueError(f"expected logits [N, Y], got {[*scores.shape]}")
+        elif logits is not None or labels is not None:
+            raise ValueError("expected logits and labels, or ranks, or none of them")
+        given = (logits, labels, gt_boxes, sizes, indices, ranks)
+        lengths = [count if part is None else len(part) for part in given]
         if set(lengths) != {count}:
-            raise ValueError(f"{count} maps, but logits, labels, boxes, sizes and indices are {lengths}")
-        pixels = np.asarray(sizes)
+            raise ValueError(f"{count} maps, but logits, labels, gt_boxes, sizes, indices and ranks are {lengths}")
         if pixels.shape != (count, 2) or pixels.min() < 1:
             raise ValueError("expected sizes [N, 2] of at least a pixel")
-        # Copies: threads read them while the caller may already be filling its buffers with the next batch.
-        gt_boxes_of = [np.array(gt_boxes, np.float32).reshape(-1, 4) for gt_boxes in boxes]
-        exact = maps.dtype if maps.dtype == torch.float64 else torch.float32
-        raws = maps.detach().to("cpu", exact, copy=True).numpy()
-        self._ranks.append(None if logits is None or labels is None else label_ranks(logits, labels))
-        self._indices.append(None if indices is None else np.asarray(indices, np.int64))
-        self._boxed += [len(gt_boxes) > 0 for gt_boxes in gt_boxes_of]
-        for raw, (width, height), gt_boxes in zip(raws, pixels.tolist(), gt_boxes_of, strict=True):
+        boxes_of = [_copied(boxes).astype(np.float32, copy=False).reshape(-1, 4) for boxes in gt_boxes]
+        if self.check:
+            names = range(count) if indices is None else _copied(indices).tolist()
+            for name, raw, boxes, size in zip(names, raws, boxes_of, pixels.tolist(), strict=True):
+                _check_image(name, raw, boxes, size)
+        if logits is not None and labels is not None:
+            ranks = label_ranks(scores, torch.as_tensor(labels))
+        self._ranks.append(None if ranks is None else _copied(ranks).astype(np.int64))
+        self._indices.append(None if indices is None else _copied(indices).astype(np.int64))
+        self._boxed += [len(boxes) > 0 for boxes in boxes_of]
+        for raw, boxes, (width, height) in zip(raws, boxes_of, pixels.tolist(), strict=True):
             self._room.acquire()
-            verdict = self._pool.submit(self.protocol.verdict, raw, width, height, gt_boxes)
+            verdict = self._pool.submit(self.protocol.verdict, raw, width, height, boxes)
             verdict.add_done_callback(lambda _: self._room.release())
             self._verdicts.append(verdict)
 
@@ -120,8 +140,8 @@ class LocalizationMetric:
     def gather(self, group: distributed.ProcessGroup | None = None) -> Scores:
         """Scores of the images of all ranks of a process group, the same on each; every rank has to call it.
 
-        Where `update` is given `indices`, the result does not depend on how they were shared out, and an image that a
-        sampler gave to two ranks counts once.
+        Where `update` is given `indices`, the result does not depend on how images are split over ranks, and an image
+        that a sampler gave to two ranks counts once.
 
         Raises:
             ValueError: no rank has images, or some ranks gave `indices` or `logits` and others did not.
@@ -164,3 +184,22 @@ def label_ranks(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
     own = logits.gather(1, labels.to(logits.device)[:, None])
     ranks: NDArray[np.int64] = (torch.sum(~(logits < own), 1) - 1).cpu().numpy()
     return ranks
+
+
+def _copied(values: Array) -> NDArray[Any]:
+    """A copy as a NumPy array; bfloat16, which NumPy lacks, becomes float32."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return np.array(values)
+
+
+def _check_image(name: int, raw: NDArray[np.floating], boxes: NDArray[np.float32], size: Sequence[int]) -> None:
+    """Raise ValueError for a map or box of an image that cannot be meant."""
+    if not np.isfinite(raw).all():
+        raise ValueError(f"the map of image {name} holds NaN or infinity; give finite maps")
+    for i, box in enumerate(boxes.tolist()):
+        if not inside(box, size):
+            raise ValueError(
+                f"box {i} of image {name} is {box}; expected x0 ≤ x1, y0 ≤ y1 inside its {size[0]} × {size[1]} pixels"
+            )

@@ -1,4 +1,4 @@
-"""PxAP: how well maps tell an object's pixels from the others, for sets with masks (OpenImages)."""
+"""PxAP: how well maps separate the pixels of objects from the others, for sets with masks (OpenImages)."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ class PixelAveragePrecision:
         self._counts = np.zeros((2, len(self._edges)), np.int64)  # background and object, by rising bin
 
     def update(self, maps: Tensor, masks: Sequence[Mask]) -> None:
-        """Take in a batch.
+        """Count the pixels of a batch.
 
         Args:
             maps: float [N, h, w], raw maps of the labels' classes, of any size and device.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -17,17 +17,16 @@ CONTOUR_IOUS = (0.3, 0.5, 0.7)
 
 
 class Verdict(NamedTuple):
-    """What a protocol says of one map at each of its thresholds."""
+    """Whether the boxes of one map are right, at each threshold of a protocol."""
 
-    box: Verdicts  # [T] whether its box is right
-    contours: Verdicts | None = None  # [3, T] whether any contour's box is, at each of CONTOUR_IOUS
+    box: Verdicts  # [T] the one box
+    contours: Verdicts | None = None  # [3, T] any contour's box, at each of CONTOUR_IOUS
 
 
 class ScoringProtocol(Protocol):
-    """What scoring asks of a protocol."""
+    """Turns a raw map into a gray map, boxes and verdicts. By default the gray map has the size of the image."""
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
 
     @property
     def thresholds(self) -> NDArray[np.int64]:
@@ -35,8 +34,24 @@ class ScoringProtocol(Protocol):
         ...
 
     def map_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that a raw map of an image of the given size is resized to."""
+        """Width and height of the gray map of an image of the given size."""
+        return width, height
+
+    def gray_map(self, raw: NDArray[np.floating], width: int, height: int) -> Gray:
+        """Raw map [h, w] of an image of the given size → what thresholds are applied to, uint8 of `map_size`."""
         ...
+
+    def box_at(self, gray: Gray, threshold: int) -> Boxes:
+        """The one box at a gray level, int32 [4] in pixels of the gray map, inclusive."""
+        ...
+
+    def to_map(self, gt_boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.floating]:
+        """Boxes [B, 4] in pixels of an image of the given size → in pixels of its gray map, where they are judged."""
+        return gt_boxes
+
+    def to_image(self, box: NDArray[np.number], width: int, height: int) -> NDArray[np.float64]:
+        """A box [4] in pixels of the gray map → in pixels of its image, for drawing."""
+        return box.astype(np.float64)
 
     def verdict(self, raw: NDArray[np.floating], width: int, height: int, gt_boxes: NDArray[np.float32]) -> Verdict:
         """Judge a raw map [h, w] of an image of the given size; without ground-truth boxes [B, 4] all is wrong."""
@@ -44,8 +59,8 @@ class ScoringProtocol(Protocol):
 
 
 @dataclass(frozen=True)
-class PaperProtocol:
-    """The paper's protocol (section 3.3, after CAM), with what it leaves open decided and written down.
+class PaperProtocol(ScoringProtocol):
+    """The paper's protocol (section 3.3, after CAM), with a decision written down wherever the paper leaves one open.
 
     1. The raw map is min–max normalized; a constant map, or one with a NaN or infinity, becomes zeros.
     2. It is resized bilinearly to the stored image's size and becomes uint8(255·m), truncated.
@@ -65,25 +80,16 @@ class PaperProtocol:
         """The grid of gray levels, [T]."""
         return np.arange(0, 255, self.threshold_step)
 
-    def map_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that a raw map of an image of the given size is resized to: the image's."""
-        return width, height
-
-    def gray(self, raw: NDArray[np.floating], width: int, height: int) -> Gray:
+    def gray_map(self, raw: NDArray[np.floating], width: int, height: int) -> Gray:
         """Raw map [h, w] → uint8 [height, width] (steps 1 and 2)."""
-        low, high = raw.min(), raw.max()
-        with np.errstate(over="ignore", invalid="ignore"):
-            span = high - low
-        if not np.isfinite(span) or span == 0:
-            return np.zeros((height, width), np.uint8)
-        scaled = cv2.resize((raw - low) / span, (width, height), interpolation=cv2.INTER_LINEAR)
+        scaled = cv2.resize(_min_max(raw), (width, height), interpolation=cv2.INTER_LINEAR)
         return (scaled * 255).clip(0, 255).astype(np.uint8)
 
     def boxes(self, gray: Gray) -> Boxes:
         """Box at each threshold of the grid, int32 [T, 4] (step 3)."""
         return largest_region_boxes(gray, self.thresholds)
 
-    def box(self, gray: Gray, threshold: int) -> Boxes:
+    def box_at(self, gray: Gray, threshold: int) -> Boxes:
         """Box at one threshold, int32 [4] (step 3)."""
         box: Boxes = largest_region_boxes(gray, np.array([threshold]))[0]
         return box
@@ -96,11 +102,11 @@ class PaperProtocol:
         """Judge a raw map [h, w] of an image of the given size; without ground-truth boxes [B, 4] all is wrong."""
         if not len(gt_boxes):
             return Verdict(np.zeros(len(self.thresholds), np.bool_))
-        return Verdict(self.hits(self.boxes(self.gray(raw, width, height)), gt_boxes))
+        return Verdict(self.hits(self.boxes(self.gray_map(raw, width, height)), gt_boxes))
 
 
 @dataclass(frozen=True)
-class WsolEvaluationProtocol:
+class WsolEvaluationProtocol(ScoringProtocol):
     """The field's standard protocol (Choe et al., CVPR 2020, and its evaluator wsolevaluation), bit for bit.
 
     1. The raw map is resized to 224 x 224 with OpenCV's INTER_CUBIC, in float64 as there. Then it is min–max
@@ -143,40 +149,45 @@ class WsolEvaluationProtocol:
         return verdicts[..., np.searchsorted(self.thresholds, self._levels)]
 
     def map_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that a raw map of an image of any size is resized to."""
+        """Width and height of the gray map of any image."""
         return self.side, self.side
 
     def normalize(self, raw: NDArray[np.floating]) -> NDArray[np.float64]:
         """Raw map [h, w] → float64 [224, 224] from 0 to 1 (step 1)."""
         resized = cv2.resize(raw.astype(np.float64), (self.side, self.side), interpolation=cv2.INTER_CUBIC)
-        low, high = resized.min(), resized.max()
-        with np.errstate(over="ignore", invalid="ignore"):
-            span = high - low
-        if not np.isfinite(span) or span == 0:
-            return np.zeros_like(resized, np.float64)
-        return np.asarray((resized - low) / span, np.float64)
+        return np.asarray(_min_max(resized), np.float64)
 
-    def gray(self, raw: NDArray[np.floating]) -> Gray:
-        """Raw map [h, w] → uint8 [224, 224] (steps 1 and 2)."""
+    def gray_map(self, raw: NDArray[np.floating], width: int, height: int) -> Gray:
+        """Raw map [h, w] of an image of any size → uint8 [224, 224] (steps 1 and 2)."""
         return (self.normalize(raw) * 255).astype(np.uint8)
 
     def boxes(self, contours: Contours) -> Boxes:
         """MaxBoxAcc's box at each threshold of the grid, int32 [T, 4] (step 4)."""
         return self._enlarged(contours.largest[self.thresholds])
 
-    def scale_gt_boxes(self, gt_boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.float64]:
-        """Ground-truth boxes [B, 4] of an image → in the frame of the map, [B, 4] (step 5)."""
+    def box_at(self, gray: Gray, threshold: int) -> Boxes:
+        """MaxBoxAcc's box at one threshold, int32 [4] (step 4)."""
+        box: Boxes = self._enlarged(find_contours(gray).largest[[threshold]])[0]
+        return box
+
+    def to_map(self, gt_boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.floating]:
+        """Boxes [B, 4] of an image of the given size → in pixels of the gray map, rounded down (step 5)."""
         return np.floor(gt_boxes.astype(np.float64) * self.side / (width, height, width, height))
+
+    def to_image(self, box: NDArray[np.number], width: int, height: int) -> NDArray[np.float64]:
+        """A box [4] in the gray map → each inclusive bound at the far edge of what its pixel covers of the image."""
+        scale = np.array([width, height]) / self.side
+        return np.concatenate([box[:2] * scale, (box[2:] + 1) * scale - 1])
 
     def verdict(self, raw: NDArray[np.floating], width: int, height: int, gt_boxes: NDArray[np.float32]) -> Verdict:
         """Judge a raw map [h, w] of an image of the given size; without ground-truth boxes [B, 4] all is wrong."""
         grid = len(self.thresholds)
         if not len(gt_boxes):
             return Verdict(np.zeros(grid, np.bool_), np.zeros((len(CONTOUR_IOUS), grid), np.bool_))
-        scaled = self.scale_gt_boxes(gt_boxes, width, height)
-        contours = find_contours(self.gray(raw))
+        scaled = self.to_map(gt_boxes, width, height)
+        contours = find_contours(self.gray_map(raw, width, height))
         largest = highest_overlaps(self.boxes(contours), scaled)
-        # The last row is what no contour stands for, and −1 finds it.
+        # The last row stands for no contour: `best` gives −1 there.
         everywhere = self._enlarged(np.concatenate([contours.boxes, np.array([EMPTY_BOX], np.int32)]))
         overlaps = highest_overlaps(everywhere, scaled)
         best = overlaps[contours.best(overlaps[:-1])][self.thresholds]
@@ -188,6 +199,14 @@ class WsolEvaluationProtocol:
         return enlarged
 
 
-def named_protocol(name: str, threshold_step: int = 1) -> PaperProtocol | WsolEvaluationProtocol:
+def _min_max(values: NDArray[Any]) -> NDArray[np.floating]:
+    """Values from 0 to 1; zeros for a constant map or one with a NaN or infinity."""
+    low, high = values.min(), values.max()
+    with np.errstate(over="ignore", invalid="ignore"):
+        span = high - low
+    return (values - low) / span if np.isfinite(span) and span != 0 else np.zeros(values.shape)
+
+
+def named_protocol(name: str, threshold_step: int = 1) -> ScoringProtocol:
     """The protocol ``paper``, with that step between its thresholds, or ``wsolevaluation``."""
     return WsolEvaluationProtocol() if name == WsolEvaluationProtocol.name else PaperProtocol(threshold_step)

@@ -1,6 +1,6 @@
-"""Maps that lie in files, of any method and from anybody: found by image id, believed in nothing.
+"""Read saved maps of any method by image id, without trusting the files.
 
-A file is opened only where it lies inside its folder, its header is read before its values, and nothing in it is
+A file is opened only if it is inside its folder, its header is checked before its values are read, and nothing in it is
 executed: Python objects are refused unread.
 """
 
@@ -27,7 +27,7 @@ SUFFIXES = (".npy", ".npz")
 # Of a map, and of the images whose size maps are brought to: half a gigabyte of float64.
 MAX_PIXELS = 1 << 26
 
-# The header and the first values; NumPy writes headers of 128 bytes and believes none above 10,000.
+# The header and the first values; NumPy writes headers of 128 bytes and accepts none above 10,000.
 _HEAD = 1 << 14
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -42,7 +42,7 @@ Map = NDArray[np.floating]  # float32 or float64 [h, w]
 
 
 class SavedMaps(Protocol):
-    """Where the maps of images lie."""
+    """Saved maps of images."""
 
     def has(self, image: str) -> bool:
         """Whether there is a map of the image with this id."""
@@ -73,8 +73,8 @@ def open_maps(path: Path) -> SavedMaps:
 def require_maps(maps: SavedMaps, ids: Sequence[str], path: Path) -> None:
     """Raise UserError, with the count and the first few ids, unless every image has a map at `path`."""
     for image in ids:
-        if "\\" in image:  # what parts names elsewhere
-            raise UserError(f"image id {image!r} has a backslash; ids part their folders by /")
+        if "\\" in image:  # separates folders on Windows
+            raise UserError(f"image id {image!r} has a backslash; write / between folders")
     missing = [image for image in ids if not maps.has(image)]
     if missing:
         first = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
@@ -102,7 +102,7 @@ class MapFolder:
         if os.path.commonpath([real, self.real]) != self.real:
             raise UserError(f"{path} leads out of {self.root}; copy the map into the folder")
         with _reading(str(path)):
-            if not S_ISREG(os.stat(real).st_mode):  # a pipe would keep us waiting
+            if not S_ISREG(os.stat(real).st_mode):  # opening a pipe would block
                 raise UserError(f"{path} is not a file")
             with open(real, "rb") as file:
                 if path.suffix == ".npy":
@@ -122,7 +122,7 @@ class MapFolder:
                     yield Path(here, stem).as_posix()
 
     def _files(self, image: str) -> list[Path]:
-        # A dangling link is there: opening it will name it.
+        # A dangling link counts: opening it raises an error that names it.
         return [path for suffix in SUFFIXES if os.path.lexists(path := self.root / f"{image}{suffix}")]
 
 
@@ -169,7 +169,7 @@ def read_map(file: IO[bytes], name: str, size: tuple[int, int] | None = None) ->
         version = npy.read_magic(head)
         with _PARSING:
             shape, by_columns, dtype = _HEADERS[version](head)
-    except Exception as error:  # a damaged header is a Python expression gone wrong, in any of many ways
+    except Exception as error:  # a damaged header is an invalid Python expression, which fails in many ways
         raise UserError(f"{name} is not a .npy array ({' '.join(str(error).split())})") from None
     if dtype.kind not in "fiu":
         kind = "Python objects (a pickle), which are never opened" if dtype.hasobject else f"{dtype} values"
@@ -203,7 +203,7 @@ def read_map(file: IO[bytes], name: str, size: tuple[int, int] | None = None) ->
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, size: tuple[int, int] | None) -> Map:
-    # Other methods unpack a few bytes into gigabytes at once, whatever is asked for; NumPy writes these two.
+    # NumPy writes these two; other methods may expand a few bytes to gigabytes at once, whatever length is read.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"{name} is packed in a way that NumPy does not write; save it with numpy.savez_compressed")
     with archive.open(member) as file:

@@ -1,4 +1,4 @@
-"""Scores of saved maps, of any method: wsolevaluation's lists say what is right, and no image is needed."""
+"""Score saved maps of any method by the boxes or masks of wsolevaluation's lists; no image is needed."""
 
 import os
 from collections import deque
@@ -24,9 +24,10 @@ from ..data.layouts.wsolevaluation_lists import (
     read_sizes,
 )
 from ..errors import UserError
+from .metric import LocalizationMetric
 from .pixels import Mask, PixelAveragePrecision, combine_masks
 from .predictions import read_ranks
-from .protocols import ScoringProtocol, Verdict, WsolEvaluationProtocol
+from .protocols import ScoringProtocol, WsolEvaluationProtocol
 from .saved_maps import MAX_PIXELS, open_maps, require_maps
 from .scores import Scores
 
@@ -49,8 +50,7 @@ def score_maps(
 ) -> Scores:
     """Score saved maps of the labels' classes by the boxes of a split.
 
-    Maps are min–max normalized, as the protocols have it; one with a NaN or infinity is an error here, since a method
-    that saved it is not one that draws no box.
+    Maps are min–max normalized, as the protocols say. A map with a NaN or infinity is an error.
 
     Args:
         maps: a folder or one ``.npz``, see `open_maps`; maps of other images are passed over.
@@ -59,7 +59,7 @@ def score_maps(
         protocol: default `WsolEvaluationProtocol`.
         resize: take raw maps of any size. Without, each must have the size that the protocol brings maps to.
         predictions: file of ``image_id,class,class,…``, best first, see `read_ranks`; without, scores have no ranks.
-        threads: how many read and judge maps; default one for each processor.
+        threads: how many read maps, and as many judge them; default one for each processor.
         progress: called with the number of images after each.
 
     Raises:
@@ -77,25 +77,13 @@ def score_maps(
     ranks = None if predictions is None else read_ranks(predictions, folder, ids)
     saved = open_maps(maps)
     require_maps(saved, ids, maps)
-
-    def judge(i: int) -> Verdict:
-        raw = saved.read(ids[i], None if resize else expected[i])
-        return protocol.verdict(raw, *sizes[i], boxes[i])
-
-    verdicts = []
-    for verdict in in_order(judge, range(len(ids)), threads):
-        verdicts.append(verdict)
+    metric = LocalizationMetric(protocol, threads)
+    reads = in_order(lambda i: saved.read(ids[i], None if resize else expected[i]), range(len(ids)), threads)
+    for i, raw in enumerate(reads):
+        rank = None if ranks is None else ranks[[i]]
+        metric.update(raw[None], None, None, boxes[i : i + 1], sizes[i : i + 1], [i], ranks=rank)
         progress(1)
-    contours = [verdict.contours for verdict in verdicts if verdict.contours is not None]
-    return Scores(
-        protocol.name,
-        protocol.thresholds,
-        ranks,
-        np.ones(len(ids), np.bool_),
-        np.stack([verdict.box for verdict in verdicts]),
-        np.stack(contours) if contours else None,
-        np.arange(len(ids)),
-    )
+    return metric.scores()
 
 
 def score_masks(
@@ -142,7 +130,7 @@ def score_masks(
 
 
 def split_folder(metadata: Path, split: str | None) -> Path:
-    """Where a split's lists lie; for None those of ``test``, or ``val`` where there is no ``test``."""
+    """Folder of a split's lists; for None those of ``test``, or ``val`` where there is no ``test``."""
     if not metadata.is_dir():
         raise UserError(f"--metadata: {metadata} is not a folder")
     wanted = SPLITS[:2] if split is None else (split,)
@@ -165,7 +153,7 @@ def read_mask(root: Path, paths: MaskPaths) -> Mask:
 
 
 def in_order(function: Callable[[Item], Result], items: Sequence[Item], threads: int | None = None) -> Iterator[Result]:
-    """Results of a function, in order, computed by threads that run only a little ahead of who takes them."""
+    """Results of a function, in order, computed by threads that run only a few items ahead of the caller."""
     count = threads or os.cpu_count() or 1
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(count) as pool:

@@ -15,10 +15,10 @@ LOCALIZATION_METRICS = {"gt_known": 0, "loc_top1": 1, "loc_top5": 5}
 
 @dataclass(frozen=True)
 class Scores:
-    """Verdicts on each image, from which all errors follow.
+    """Verdicts on each image; all errors are computed from them.
 
     Top-1 and Top-5 Loc ask for a right box from the map of a class that is the label and among the first predictions.
-    As only the label can be right, its map is the only one that matters: they are Gt-known and a right class.
+    Only the label's map can be right, so an image is right in Top-1 Loc if it is right in Gt-known and in Top-1 Cls.
     """
 
     protocol: str
@@ -115,8 +115,8 @@ class Scores:
         return 100 * judged.sum(0) / len(judged)
 
     def best_index(self, metric: str) -> int:
-        """Where in `thresholds` the one is that serves this split best; of equals the middle one, the most robust."""
-        return _best(-self.localization_errors(metric))
+        """Index in `thresholds` of the lowest error on this split; of equal ones the middle one, the most robust."""
+        return best_index(-self.localization_errors(metric))
 
     def best_threshold(self, metric: str) -> int:
         """The gray level at `best_index`."""
@@ -130,12 +130,12 @@ class Scores:
         its MaxBoxAcc, and MaxBoxAccV2 with the accuracy at each IoU's own best threshold; these are accuracies.
 
         Args:
-            thresholds_from: scores of another split, by the same protocol, whose best thresholds are taken: the honest
-                figures. Without, thresholds are chosen on this very split, as the field reports it.
+            thresholds_from: scores of another split, by the same protocol, whose best thresholds are taken. Without,
+                thresholds are chosen on this split, as is usual in the field.
             chosen_on: name of that other split.
 
         Raises:
-            ValueError: `thresholds_from` are of another protocol or grid, or have no boxes or ranks to choose by.
+            ValueError: `thresholds_from` are of another protocol or grid, or have no boxes or ranks.
         """
         chooser = self if thresholds_from is None else thresholds_from
         self._check_comparable(chooser)
@@ -166,7 +166,7 @@ class Scores:
         return result
 
     def _max_box_acc_v2(self, chooser: "Scores") -> dict[str, Any]:
-        accuracies, chosen = self.contour_accuracies(), [_best(curve) for curve in chooser.contour_accuracies()]
+        accuracies, chosen = self.contour_accuracies(), [best_index(curve) for curve in chooser.contour_accuracies()]
         at = {
             f"iou_{100 * iou:.0f}": {"accuracy": float(curve[best]), "threshold": int(self.thresholds[best])}
             for iou, curve, best in zip(CONTOUR_IOUS, accuracies, chosen, strict=True)
@@ -178,8 +178,8 @@ class Scores:
             raise ValueError(f"scores by {self.protocol!r} and {other.protocol!r}, or of other thresholds, do not mix")
 
 
-def _best(accuracies: NDArray[np.float64]) -> int:
-    """Index of the highest; of equals the middle one."""
+def best_index(accuracies: NDArray[np.float64]) -> int:
+    """Index of the highest; of equal ones the middle one."""
     best = np.flatnonzero(accuracies == accuracies.max())
     return int(best[(len(best) - 1) // 2])
 

@@ -1,8 +1,8 @@
-"""One union–find sweep over a gray map: every region at every threshold, compiled.
+"""Find every region at every threshold in one compiled union–find sweep over a gray map.
 
 Pixels enter from the brightest to the darkest. Each either starts a region, or joins one, or joins several together. So
 the regions of all 255 masks ``gray > t`` come out of one pass: what a region is between two changes is a *state*, with
-the thresholds at which it lasts. A map becomes boxes in one compiled call, and a thread that is in it holds no lock.
+the thresholds at which it lasts. One compiled call turns a map into boxes and releases the interpreter lock.
 
 Import this module late: it loads numba, which takes longer than the package. All that is compiled stays in this file:
 numba's cache on disk notices no change in another.
@@ -25,7 +25,7 @@ EAST, SOUTH, WEST, NORTH = 0b1000_0011, 0b0000_1110, 0b0011_1000, 0b1110_0000  #
 # Columns of a state. Box and first pixel are in the frame of the padded map: one pixel more to the left and the top.
 X0, Y0, X1, Y1, SIZE, FIRST = 0, 1, 2, 3, 4, 5
 LOW, HIGH = 6, 7  # the thresholds at which it lasts, inclusive
-# A living region has, for those two, the gray level since which it is what it is, and its parent in the union–find.
+# A region that still grows has in those columns the gray level of its last change, and its parent in the union–find.
 SINCE, PARENT = 6, 7
 
 
@@ -76,7 +76,7 @@ def compiled(signature: str | list[str]) -> Callable[[Callable[..., Any]], Calla
         try:
             return numba.njit(signature, nogil=True, cache=True)(function)
         except Exception:
-            # No folder to write to, no space, a damaged file: whatever ails the cache, compiling needs none.
+            # The cache may fail (no folder, no space, a damaged file); compile without it.
             return numba.njit(signature, nogil=True)(function)
 
     return decorate
@@ -338,18 +338,21 @@ def leaders(states: Ints, values: NDArray[np.float64]) -> Ints:
     return found
 
 
-@compiled("float64[::1](int32[:, ::1], float64[:, ::1])")
-def nearest(boxes: Ints, gt_boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """See `boxes.highest_overlaps`."""
-    found = np.zeros(len(boxes))
-    for i in range(len(boxes)):
-        x0, y0, x1, y1 = boxes[i]
-        area = (x1 - x0 + 1.0) * (y1 - y0 + 1.0)
-        for other in gt_boxes:
-            width = min(float(x1), other[2]) - max(float(x0), other[0]) + 1.0
-            height = min(float(y1), other[3]) - max(float(y0), other[1]) + 1.0
-            if width > 0 and height > 0:
-                overlap = width * height
-                union = area + (other[2] - other[0] + 1.0) * (other[3] - other[1] + 1.0) - overlap
-                found[i] = max(found[i], overlap / union)
+@compiled("float64[:, :, ::1](float64[:, ::1], float64[:, ::1])")
+def overlap_ratios(boxes: NDArray[np.float64], gt_boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """See `boxes.overlaps`: IoU, IoP and IoG, float64 [3, B, T]."""
+    found = np.zeros((3, len(gt_boxes), len(boxes)))
+    for i in range(len(gt_boxes)):
+        left, top, right, bottom = gt_boxes[i]
+        gt_area = (right - left + 1.0) * (bottom - top + 1.0)
+        for j in range(len(boxes)):
+            x0, y0, x1, y1 = boxes[j]
+            width = min(x1, right) - max(x0, left) + 1.0
+            height = min(y1, bottom) - max(y0, top) + 1.0
+            if width > 0 and height > 0:  # then neither box is empty
+                intersection = width * height
+                area = (x1 - x0 + 1.0) * (y1 - y0 + 1.0)
+                found[0, i, j] = intersection / (area + gt_area - intersection)
+                found[1, i, j] = intersection / area
+                found[2, i, j] = intersection / gt_area
     return found

@@ -1,4 +1,4 @@
-"""What people look at."""
+"""Overlays, and the HTML report on runs."""
 
 from .overlay import contact_sheet, draw_overlay, save_picture
 

@@ -59,7 +59,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """What the template draws."""
+    """Content of one drawing."""
 
     title: str
     x_label: str

@@ -1,8 +1,8 @@
-"""Score a run again and keep, of each image, the little that tables, charts and galleries need."""
+"""Score a run again and keep what tables, charts and galleries need of each image."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,19 +13,18 @@ from rich.console import Console
 from torch import Tensor
 
 from ..errors import UserError
-from ..evaluation import Outcome, PaperProtocol, Scores, find_contours, outcome
-from ..evaluation.boxes import EMPTY_BOX, Gray
-from ..evaluation.failures import overlaps
+from ..evaluation import Outcome, Scores, outcome
+from ..evaluation.boxes import EMPTY_BOX, Gray, highest_overlaps
 from ..kernels import sample_pixels
 from ..training import score_checkpoint
 from ..training.logs import Meter
-from .runs import Protocol, Run
+from .runs import Run
 from .training_log import TrainingLog, read_log
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the page says of a run. Arrays are in the order of its validation split, n images.
+    """Data of one run for the page. Arrays are in the order of its validation split, n images.
 
     The raw maps are the largest part: 3 KiB an image at 28 x 28, so 160 MB for 50,000 images; nothing grows with the
     number of classes or the size of the images.
@@ -51,7 +50,7 @@ class RunFacts:
 
     def heat(self, image: int, width: int, height: int) -> Gray:
         """Map of the image's label as the protocol thresholds it, laid over `width` x `height` pixels, uint8."""
-        gray = gray_map(self.run.protocol, self.maps[image], width, height)
+        gray = self.run.protocol.gray_map(self.maps[image], width, height)
         return cv2.resize(gray, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
 
@@ -75,7 +74,7 @@ class Collector:
         probabilities = scores if self.are_probabilities else scores.softmax(1)
         highest, predicted = probabilities.max(1)
         labels = torch.from_numpy(self.labels[chosen]).to(scores.device)
-        # The op's own count is the training step's; the pixel it draws is not looked at.
+        # The training step counts with the same op; the pixel it draws is not used.
         seed = torch.zeros(2, dtype=torch.int64, device=maps.device)
         _, counts = sample_pixels(maps, 1, self.threshold, seed, choice="first")
         self.predicted[chosen], self.probability[chosen] = predicted.cpu(), highest.cpu()
@@ -92,7 +91,7 @@ def collect(run: Run, console: Console, overrides: tuple[str, ...]) -> RunFacts:
     Raises:
         UserError: whatever `score_checkpoint` raises.
     """
-    config, index = run.config, run.index
+    config, index, protocol = run.config, run.index, run.protocol
     collector = Collector(index.labels, run.map_threshold, are_probabilities=config.eval.ten_crop)
     scores, _ = score_checkpoint(run.checkpoint, overrides, console, observe=collector)
     threshold = scores.best_threshold("gt_known") if scores.boxed.any() else None
@@ -104,17 +103,14 @@ def collect(run: Run, console: Console, overrides: tuple[str, ...]) -> RunFacts:
         right_class = scores.recognized(1)
 
         def judge(i: int) -> None:
-            size, gt_boxes = stored_size(run, i), index.boxes[i]
-            found = judge_image(run.protocol, collector.maps[i], *size, gt_boxes, threshold)
-            boxes[i] = found.box
-            if len(gt_boxes):
-                iou[i] = found.iou
-                outcomes[i] = outcome(
-                    found.framed_box,
-                    found.framed_gt_boxes,
-                    right_class=bool(right_class[i]),
-                    right_box=bool(scores.hits[i, best]),
-                )
+            size = stored_size(run, i)
+            box = protocol.box_at(protocol.gray_map(collector.maps[i], *size), threshold)
+            boxes[i] = protocol.to_image(box, *size)
+            if scores.boxed[i]:
+                gt_boxes = protocol.to_map(index.boxes[i], *size)
+                iou[i] = highest_overlaps(box[None], gt_boxes)[0]
+                right_box = bool(scores.hits[i, best])
+                outcomes[i] = outcome(box, gt_boxes, right_class=bool(right_class[i]), right_box=right_box)
 
         with (
             Meter(console, "boxes", len(index)) as meter,
@@ -139,50 +135,10 @@ def collect(run: Run, console: Console, overrides: tuple[str, ...]) -> RunFacts:
     )
 
 
-class Judged(NamedTuple):
-    """A predicted box and ground-truth boxes, in the frame they were judged in and in the stored image."""
-
-    framed_box: NDArray[np.float64]  # [4]
-    framed_gt_boxes: NDArray[np.float64]  # [B, 4]
-    iou: float  # the highest, in that frame; NaN without a ground-truth box
-    box: NDArray[np.float64]  # [4] in pixels of the stored image, inclusive
-
-
-def judge_image(
-    protocol: Protocol,
-    raw: NDArray[np.float32],
-    width: int,
-    height: int,
-    gt_boxes: NDArray[np.float32],
-    threshold: int,
-) -> Judged:
-    """Box of a raw map at one threshold of the protocol's grid, and how it lies among the ground-truth boxes.
-
-    `PaperProtocol` judges in the stored image. `WsolEvaluationProtocol` judges in a square of 224 pixels, whatever the
-    image's aspect; its box is scaled back for drawing, each inclusive bound to the far edge of what its pixel covers.
-    """
-    if isinstance(protocol, PaperProtocol):
-        framed = protocol.box(protocol.gray(raw, width, height), threshold).astype(np.float64)
-        framed_gt_boxes, box = gt_boxes.astype(np.float64), framed
-    else:
-        contours = find_contours(protocol.gray(raw))
-        framed = protocol.boxes(contours)[np.searchsorted(protocol.thresholds, threshold)].astype(np.float64)
-        framed_gt_boxes = protocol.scale_gt_boxes(gt_boxes, width, height)
-        scale = np.array([width, height]) / protocol.side
-        box = np.concatenate([framed[:2] * scale, (framed[2:] + 1) * scale - 1])
-    iou = float(overlaps(framed, framed_gt_boxes)[0].max()) if len(gt_boxes) else float("nan")
-    return Judged(framed, framed_gt_boxes, iou, box)
-
-
-def gray_map(protocol: Protocol, raw: NDArray[np.float32], width: int, height: int) -> Gray:
-    """The map a protocol thresholds: of the stored image's size, or 224 x 224."""
-    return protocol.gray(raw, width, height) if isinstance(protocol, PaperProtocol) else protocol.gray(raw)
-
-
 def stored_size(run: Run, image: int) -> tuple[int, int]:
     """Width and height of a stored image, from the file's first bytes.
 
-    Annotated sizes are not asked: they may be wrong, and the protocols judge in the pixels there are.
+    Annotated sizes are not used: they may be wrong, and the protocols judge in the stored pixels.
     """
     try:
         with Pillow.open(run.index.file(image)) as opened:

@@ -1,16 +1,17 @@
-"""What the charts show: accuracy over thresholds, the course of training, and Fig. 4a."""
+"""Make the charts: accuracy over thresholds, training curves, and Fig. 4a."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..evaluation import CONTOUR_IOUS, LOCALIZATION_METRICS
+from ..evaluation.scores import best_index
 from ..methods import chart_titles
 from .charts import Chart, Series, histogram, line_chart
 from .collect import RunFacts
 
 METRIC_NAMES = {"gt_known": "Gt-known", "loc_top1": "Top-1 Loc", "loc_top5": "Top-5 Loc", "cls_top1": "Top-1 Cls"}
-LETTERS = "ABCDEF"  # what runs are called beside their lines
+LETTERS = "ABCDEF"  # names of runs beside their lines
 BINS = 40
 TITLES = {  # of what every method logs
     "loss": "Loss",
@@ -22,7 +23,7 @@ PERCENT = frozenset({"accuracy"})  # fractions, drawn in per cent
 
 
 def letter(position: int, facts: Sequence[RunFacts]) -> str:
-    """What a run is called inside charts: nothing where it is alone."""
+    """Name of a run inside charts; empty where there is one run."""
     return f"{LETTERS[position]} " if len(facts) > 1 else ""
 
 
@@ -58,8 +59,7 @@ def _accuracy_chart(
 ) -> Chart:
     series, words = [], []
     for position, (run, curve) in enumerate(zip(facts, curves, strict=True)):
-        highest = np.flatnonzero(curve == curve.max())
-        best = int(highest[(len(highest) - 1) // 2])  # of equals the middle one, as `Scores` chooses
+        best = best_index(curve)
         levels = run.scores.thresholds
         series.append(
             Series(position, levels.astype(np.float64), curve, f"{letter(position, facts)}{curve[best]:.1f}", best)

@@ -1,4 +1,4 @@
-"""Which images are shown, and as what: chosen by fixed rules and a fixed seed, never by hand."""
+"""Choose the images to show, by fixed rules and a fixed seed."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from .overlay import draw_overlay
 SEED = 0
 SIDE = 440  # longer side of a picture in the page, pixels
 QUALITY = 75  # of WebP; with SIDE some 15 KB a picture
-RANDOM, DIFFERENT, OF_A_RUN = 12, 9, 6  # images of a gallery: rows that come out even
+RANDOM, DIFFERENT, OF_A_RUN = 12, 9, 6  # images of a gallery; these numbers fill rows
 
 
 class Rectangle(NamedTuple):
@@ -68,7 +68,7 @@ def common_galleries(facts: Sequence[RunFacts]) -> list[Gallery]:
     first = facts[0]
     count = len(first.maps)
     drawn = np.sort(np.random.default_rng(SEED).choice(count, min(RANDOM, count), replace=False))
-    note = f"{len(drawn)} of all {count:,} images, drawn with seed {SEED}: no choice of ours."
+    note = f"{len(drawn)} of all {count:,} images, drawn with seed {SEED}."
     galleries = [_gallery(facts, "random", "Random", note, drawn)]
     if len(facts) > 1:
         boxed = first.threshold is not None
@@ -103,7 +103,7 @@ def run_galleries(facts: RunFacts, position: int) -> list[Gallery]:
     worst = known[np.lexsort((surest[known], facts.iou[known]))][:OF_A_RUN]
     note = "Highest IoU where the class is right." if len(best) else "No class is right."
     galleries.append(_gallery(one, f"best-{position}", "Best", note, best, position))
-    note = "Lowest IoU; of equals those whose label was given the highest probability."
+    note = "Lowest IoU; of equal ones those with the highest probability of the label."
     galleries.append(_gallery(one, f"worst-{position}", "Worst", note, worst, position))
     for kind in FAILURES:
         members = np.array([i for i, found in enumerate(facts.outcomes) if found is kind], np.int64)

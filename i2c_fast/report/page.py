@@ -1,4 +1,4 @@
-"""The report: runs in, one HTML file out that needs nothing else."""
+"""Write the report on runs as one self-contained HTML file."""
 
 import base64
 import hashlib
@@ -57,7 +57,7 @@ def render(facts: Sequence[RunFacts], date: str) -> str:
     """The page of scored runs as HTML."""
     templates = Environment(
         loader=PackageLoader(__package__),
-        autoescape=True,  # class names, paths and run names are other people's text
+        autoescape=True,  # class names, paths and run names are untrusted text
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -101,12 +101,12 @@ def _context(facts: Sequence[RunFacts], date: str) -> dict[str, Any]:
 
 
 def _hash(style: str) -> str:
-    """What the page's content security policy knows its only style sheet by."""
+    """Hash of the style sheet for the page's content security policy."""
     return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
 
 
 def check_writable(output: Path) -> None:
-    """Refuse an output that cannot be written, before the work and not after it.
+    """Refuse an output that cannot be written before anything is scored.
 
     Raises:
         UserError: a folder, or a path below a file or in a folder that is not writable.

@@ -1,4 +1,4 @@
-"""The runs a report is about: found, named, and known to be comparable before the first image is scored."""
+"""Find and name the runs of a report, and check that they can be compared, before any image is scored."""
 
 import json
 import os
@@ -14,19 +14,17 @@ from rich.console import Console
 from ..config import Config, build_config
 from ..data import ImageIndex
 from ..errors import UserError
-from ..evaluation import PaperProtocol, WsolEvaluationProtocol, named_protocol
+from ..evaluation import ScoringProtocol, named_protocol
 from ..methods import METHODS, Method
 from ..training import load_checkpoint, open_split
 from ..training.checkpoint import checkpoint_path
-
-Protocol = PaperProtocol | WsolEvaluationProtocol
 
 MAX_RUNS = 6  # as many line styles as can be told apart, and pictures as fit in a page
 
 
 @dataclass(frozen=True)
 class Run:
-    """A checkpoint to report on, and what lies around it."""
+    """A checkpoint to report on, and the files beside it."""
 
     name: str  # the shortest end of its path that tells it from the other runs
     folder: Path  # where log.jsonl and environment.json may lie
@@ -52,7 +50,7 @@ class Run:
         return METHODS[self.config.stages[self.stage].method]
 
     @property
-    def protocol(self) -> Protocol:
+    def protocol(self) -> ScoringProtocol:
         """By which it is scored."""
         return named_protocol(self.config.eval.protocol, self.config.eval.threshold_step)
 
@@ -91,7 +89,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _open(path: Path, name: str, overrides: Sequence[str], console: Console) -> Run:
-    if not os.path.exists(path):  # unlike Path's, quiet about names that are too long
+    if not os.path.exists(path):  # unlike Path.exists, does not raise for names that are too long
         raise UserError(f"run {path} does not exist; give a run folder, or a checkpoint file in one")
     state = load_checkpoint(path, lambda text: console.print(f"warning: {text}", highlight=False, markup=False))
     checkpoint = checkpoint_path(path, state["step"]) if path.is_dir() else path

@@ -1,4 +1,4 @@
-"""What the tables say: errors, differences, failures, and what the runs are."""
+"""Make the rows of the tables: errors, differences, failures, and facts about the runs."""
 
 import operator
 from collections import Counter
@@ -81,7 +81,7 @@ def _row(
     def look_up(summary: dict[str, Any], path: str) -> Any:
         return reduce(lambda entry, key: entry[key], path.split("."), summary)
 
-    # Two figures that print alike are equally good.
+    # Figures that print alike count as equal.
     texts = [f"{look_up(summary, figure):.2f}" for summary in found]
     best = (max if higher_is_better else min)(texts, key=float)
     marked = [len(set(texts)) > 1 and text == best for text in texts]
@@ -131,7 +131,7 @@ def difference_tables(facts: Sequence[RunFacts]) -> list[Comparison]:
 
 
 def failure_rows(facts: Sequence[RunFacts]) -> list[Row]:
-    """How many images failed in which way, and what fraction of the run's failures that is."""
+    """Number of images of each kind of failure, and its fraction of all failures of the run."""
     counts = [Counter(run.outcomes) for run in facts]
     totals = [sum(count[kind] for kind in FAILURES) for count in counts]
     rows = []

@@ -146,7 +146,7 @@ def test_file_that_kills_the_decoder_is_named_and_the_rest_is_seen(
 def test_file_that_stalls_the_decoder_is_named_and_the_rest_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("i2c_fast.data.validate._PATIENCE", 1.0)
+    monkeypatch.setattr("i2c_fast.data.validate._TIME_LIMIT", 1.0)
     found = index(tmp_path, {f"{i}.JPEG": jpeg() for i in range(3)})
     (tmp_path / "1.JPEG").unlink()
     os.mkfifo(tmp_path / "1.JPEG")  # reading waits for a writer that never comes

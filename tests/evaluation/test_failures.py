@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from i2c_fast.evaluation import FAILURES, Outcome, outcome
-from i2c_fast.evaluation.failures import overlaps
+from i2c_fast.evaluation.boxes import overlaps
 
 GT_BOXES = np.array([[0, 0, 9, 9]], np.float32)  # 100 pixels
 
@@ -14,12 +14,12 @@ def judge(box: tuple[int, int, int, int], gt_boxes: np.ndarray = GT_BOXES) -> Ou
 
 
 def test_overlaps_count_inclusive_pixels() -> None:
-    iou, iop, iog = overlaps(np.array([5, 0, 14, 9]), GT_BOXES)
-    assert (iou[0], iop[0], iog[0]) == (50 / 150, 0.5, 0.5)
+    iou, iop, iog = overlaps(np.array([[5, 0, 14, 9]]), GT_BOXES)
+    assert (iou[0, 0], iop[0, 0], iog[0, 0]) == (50 / 150, 0.5, 0.5)
 
 
 def test_empty_box_overlaps_nothing() -> None:
-    assert [values.tolist() for values in overlaps(np.array([0, 0, -1, -1]), GT_BOXES)] == [[0.0]] * 3
+    assert [values.tolist() for values in overlaps(np.array([[0, 0, -1, -1]]), GT_BOXES)] == [[[0.0]]] * 3
     assert judge((0, 0, -1, -1)) is Outcome.ELSEWHERE
 
 

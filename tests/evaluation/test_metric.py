@@ -34,7 +34,7 @@ def data() -> dict[str, Any]:
         "maps": maps,
         "logits": torch.from_numpy(rng.normal(size=(COUNT, CLASSES))),
         "labels": torch.from_numpy(rng.integers(0, CLASSES, COUNT)),
-        "boxes": boxes,
+        "gt_boxes": boxes,
         "sizes": torch.tensor([[100, 100]] * COUNT),
     }
 
@@ -42,7 +42,7 @@ def data() -> dict[str, Any]:
 def update(metric: LocalizationMetric, chosen: list[int], indices: bool = True) -> LocalizationMetric:
     everything = data()
     part = {
-        name: [value[i] for i in chosen] if name == "boxes" else value[chosen] for name, value in everything.items()
+        name: [value[i] for i in chosen] if name == "gt_boxes" else value[chosen] for name, value in everything.items()
     }
     metric.update(**part, indices=torch.tensor(chosen) if indices else None)
     return metric
@@ -66,7 +66,7 @@ def test_scores_are_the_protocols_verdicts(protocol: ScoringProtocol) -> None:
     assert (found.protocol, found.thresholds.tolist()) == (protocol.name, protocol.thresholds.tolist())
     assert found.boxed.tolist() == [i != 4 for i in range(COUNT)]
     for i in range(COUNT):
-        verdict = protocol.verdict(given["maps"][i].numpy(), 100, 100, given["boxes"][i])
+        verdict = protocol.verdict(given["maps"][i].numpy(), 100, 100, given["gt_boxes"][i])
         np.testing.assert_array_equal(found.hits[i], verdict.box)
         if verdict.contours is None:
             assert found.contour_hits is None
@@ -142,7 +142,7 @@ def test_buffers_may_be_filled_anew_after_an_update() -> None:
     given, metric = data(), fresh()
     metric.update(**given)
     given["maps"].zero_()
-    for boxes in given["boxes"]:
+    for boxes in given["gt_boxes"]:
         boxes[:] = 0
     np.testing.assert_array_equal(metric.scores().hits, update(fresh(), list(range(COUNT))).scores().hits)
 
@@ -169,7 +169,7 @@ def test_maps_may_be_of_any_precision_and_need_gradients(dtype: torch.dtype) -> 
         ("logits", None),
         ("labels", None),
         ("labels", torch.zeros(1, dtype=int)),
-        ("boxes", [np.zeros((1, 4))]),
+        ("gt_boxes", [np.zeros((1, 4))]),
         ("sizes", [[1, 1]]),
         ("sizes", [[0, 100]] * COUNT),
         ("sizes", [[100]] * COUNT),
@@ -182,6 +182,64 @@ def test_shapes_that_do_not_fit_are_refused_and_leave_nothing_behind(name: str, 
         metric.update(**{**data(), name: value})
     with pytest.raises(ValueError, match="no images"):
         metric.compute()
+
+
+def as_lists(value: Any) -> Any:
+    return [part.tolist() for part in value] if isinstance(value, list) else value.tolist()
+
+
+def as_arrays(value: Any) -> Any:
+    return value if isinstance(value, list) else value.numpy()
+
+
+@pytest.mark.parametrize("form", [as_lists, as_arrays])
+def test_numpy_arrays_and_lists_are_scored_as_tensors(form: Any) -> None:
+    metric = fresh()
+    metric.update(**{name: form(value) for name, value in data().items()}, indices=form(torch.arange(COUNT)))
+    assert_equal(metric.scores(), update(fresh(), list(range(COUNT))).scores())
+
+
+def test_ranks_stand_in_for_logits() -> None:
+    metric, whole = fresh(), update(fresh(), list(range(COUNT))).scores()
+    assert whole.ranks is not None
+    metric.update(**{**data(), "logits": None, "labels": None}, indices=range(COUNT), ranks=whole.ranks)
+    assert_equal(metric.scores(), whole)
+    with pytest.raises(ValueError, match="logits and labels, or ranks"):
+        metric.update(**data(), ranks=whole.ranks)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [40, 10, 20, 30],  # upside down
+        [10, 40, 30, 20],
+        [-1, 10, 20, 30],
+        [10, np.nan, 20, 30],
+        [10, 10, np.inf, 30],
+        [60, 60, 70, 101],  # beyond the image, as a width and height that are taken for a corner may be
+        [60, 10, 30, 20],  # x, y, width, height
+    ],
+)
+def test_a_box_that_cannot_be_meant_is_named_with_its_image(box: list[float]) -> None:
+    given, metric = data(), fresh()
+    given["gt_boxes"][2] = np.array([[0, 0, 100, 100], box], np.float32)
+    with pytest.raises(ValueError, match=r"box 1 of image 2 is .* inside its 100 × 100 pixels"):
+        metric.update(**given)
+    with pytest.raises(ValueError, match="box 1 of image 52 "):
+        metric.update(**given, indices=range(50, 50 + COUNT))
+    with pytest.raises(ValueError, match="no images"):
+        metric.compute()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_map_that_is_not_finite_is_named(value: float) -> None:
+    given = data()
+    given["maps"][5, 3, 3] = value
+    with pytest.raises(ValueError, match="the map of image 5 holds NaN or infinity"):
+        fresh().update(**given)
+    unchecked = LocalizationMetric(WsolEvaluationProtocol(), threads=2, check=False)
+    unchecked.update(**given)
+    assert not unchecked.scores().hits[5].any()
 
 
 def test_indices_in_some_updates_only_are_an_error() -> None:

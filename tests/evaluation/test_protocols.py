@@ -24,7 +24,7 @@ def hits(box: list[int], *gt_boxes: list[float]) -> bool:
      [3e38, -3e38, 0, 0]],
 )  # fmt: skip
 def test_map_without_a_usable_range_is_all_zeros_and_has_no_box(values: list[float]) -> None:
-    gray = PROTOCOL.gray(raw(values[:2], values[2:]), 7, 5)
+    gray = PROTOCOL.gray_map(raw(values[:2], values[2:]), 7, 5)
     assert (gray.shape, gray.dtype) == ((5, 7), np.uint8)
     assert not gray.any()
     assert (PROTOCOL.boxes(gray) == EMPTY_BOX).all()
@@ -32,17 +32,17 @@ def test_map_without_a_usable_range_is_all_zeros_and_has_no_box(values: list[flo
 
 def test_gray_spans_all_levels_and_truncates() -> None:
     # (value + 1) / 4 · 255 = 0, 63.75, 127.5, 191.25, 255
-    assert PROTOCOL.gray(raw([-1, 0, 1], [2, 3, 3]), 3, 2).tolist() == [[0, 63, 127], [191, 255, 255]]
+    assert PROTOCOL.gray_map(raw([-1, 0, 1], [2, 3, 3]), 3, 2).tolist() == [[0, 63, 127], [191, 255, 255]]
 
 
 def test_gray_does_not_depend_on_scale_and_shift() -> None:
     values = np.random.default_rng(0).integers(-50, 50, (8, 8)).astype(np.float32)
-    np.testing.assert_array_equal(PROTOCOL.gray(values, 8, 8), PROTOCOL.gray(values * 1024 - 4096, 8, 8))
+    np.testing.assert_array_equal(PROTOCOL.gray_map(values, 8, 8), PROTOCOL.gray_map(values * 1024 - 4096, 8, 8))
 
 
 def test_gray_leaves_its_input_alone() -> None:
     values = raw([1, 2], [3, 4])
-    PROTOCOL.gray(values, 4, 4)
+    PROTOCOL.gray_map(values, 4, 4)
     assert values.tolist() == [[1, 2], [3, 4]]
 
 
@@ -53,7 +53,7 @@ def test_gray_is_resized_as_torch_does_bilinearly(width: int, height: int) -> No
     values = np.random.default_rng(1).normal(size=(28, 28)).astype(np.float32)
     scaled = torch.from_numpy((values - values.min()) / np.ptp(values))[None, None]
     resized = torch.nn.functional.interpolate(scaled, (height, width), mode="bilinear", align_corners=False)
-    gray = PROTOCOL.gray(values, width, height)
+    gray = PROTOCOL.gray_map(values, width, height)
     assert gray.shape == (height, width)
     # Truncated: below the exact value, by less than one level and rounding.
     below = 255 * resized[0, 0].numpy() - gray
@@ -62,8 +62,8 @@ def test_gray_is_resized_as_torch_does_bilinearly(width: int, height: int) -> No
 
 def test_width_and_height_are_not_mixed_up() -> None:
     # Left half hot: over 60 columns, 1 − (x + .5)/30 + .5 ≥ 128/255 up to column 29.
-    gray = PROTOCOL.gray(raw([1, 0]), 60, 20)
-    assert PROTOCOL.box(gray, 127).tolist() == [0, 0, 29, 19]
+    gray = PROTOCOL.gray_map(raw([1, 0]), 60, 20)
+    assert PROTOCOL.box_at(gray, 127).tolist() == [0, 0, 29, 19]
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_one_box_is_that_of_the_grid() -> None:
     grid = PROTOCOL.boxes(gray)
     assert grid.shape == (255, 4)
     for threshold in (0, 1, 100, 254):
-        np.testing.assert_array_equal(PROTOCOL.box(gray, threshold), grid[threshold])
+        np.testing.assert_array_equal(PROTOCOL.box_at(gray, threshold), grid[threshold])
     np.testing.assert_array_equal(PaperProtocol(threshold_step=100).boxes(gray), grid[::100])
 
 
 def test_maximum_of_the_map_is_above_every_threshold() -> None:
-    gray = PROTOCOL.gray(raw([0, 0, 0], [0, 5, 0]), 3, 2)
+    gray = PROTOCOL.gray_map(raw([0, 0, 0], [0, 5, 0]), 3, 2)
     assert PROTOCOL.boxes(gray).tolist() == [[1, 1, 1, 1]] * 255
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from i2c_fast.evaluation import PaperProtocol, WsolEvaluationProtocol, find_contours, largest_region_boxes
+from i2c_fast.evaluation import Contours, PaperProtocol, WsolEvaluationProtocol, find_contours, largest_region_boxes
 from i2c_fast.evaluation.boxes import EMPTY_BOX
 from i2c_fast.evaluation.saved_maps import open_maps
 
@@ -17,6 +17,12 @@ from .maps import ADVERSARIAL, MAPS, as_gray, cam, random_map
 from .opencv_loops import contours_of, largest_contour, largest_region, levels_of, tight_box
 
 ALL = list(range(255))
+
+
+def boxes_at(contours: Contours, threshold: int) -> list[list[int]]:
+    """Boxes of the contours that last at a threshold."""
+    lasting = (contours.states[:, 6] <= threshold) & (threshold <= contours.states[:, 7])
+    return contours.boxes[lasting].tolist()
 
 
 def check_regions(gray: np.ndarray, levels: list[int]) -> None:
@@ -28,7 +34,7 @@ def check_contours(gray: np.ndarray, levels: list[int]) -> None:
     contours = find_contours(gray)
     np.testing.assert_array_equal(contours.largest[levels], [largest_contour(gray > t) for t in levels])
     for t in levels:
-        assert {tuple(box) for box in contours.at(t).tolist()} == {tight_box(c) for c in contours_of(gray > t)}, t
+        assert {tuple(box) for box in boxes_at(contours, t)} == {tight_box(c) for c in contours_of(gray > t)}, t
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
@@ -108,13 +114,13 @@ def test_largest_contour_goes_by_polygon_area_with_holes_filled_not_by_pixels() 
 
 def test_box_of_a_holes_contour_is_the_hole_grown_by_one() -> None:
     gray = drawing("#####", "#...#", "#.#.#", "#...#", "#####")
-    assert sorted(find_contours(gray).at(0).tolist()) == [[0, 0, 4, 4], [0, 0, 4, 4], [2, 2, 2, 2]]
+    assert sorted(boxes_at(find_contours(gray), 0)) == [[0, 0, 4, 4], [0, 0, 4, 4], [2, 2, 2, 2]]
 
 
 def test_dark_spots_at_the_border_are_no_holes() -> None:
-    assert find_contours(drawing("###", "..#", "###")).at(0).tolist() == [[0, 0, 2, 2]]
+    assert boxes_at(find_contours(drawing("###", "..#", "###")), 0) == [[0, 0, 2, 2]]
     # A gap at a corner lets 4-connected darkness stay inside, and 8-connected light go on.
-    assert len(find_contours(drawing(".##.", "#..#", "####")).at(0)) == 2
+    assert len(boxes_at(find_contours(drawing(".##.", "#..#", "####")), 0)) == 2
 
 
 def test_highest_value_of_the_contours_at_each_level() -> None:

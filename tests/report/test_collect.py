@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 
 from i2c_fast.evaluation import FAILURES, Outcome, PaperProtocol, WsolEvaluationProtocol
-from i2c_fast.report.collect import Collector, RunFacts, collect, judge_image
+from i2c_fast.evaluation.boxes import highest_overlaps
+from i2c_fast.report.collect import Collector, RunFacts, collect
 from i2c_fast.report.galleries import OF_A_RUN, common_galleries, run_galleries
 from i2c_fast.report.runs import open_runs
 
@@ -86,18 +87,21 @@ def test_box_of_the_standard_protocol_is_scaled_back_to_the_stored_image() -> No
     raw = np.zeros((224, 224), np.float32)
     raw[56:112, 28:84] = 1
     protocol, gt_boxes = WsolEvaluationProtocol(), np.array([[50, 50, 149, 99]], np.float32)
-    found = judge_image(protocol, raw, 400, 200, gt_boxes, 100)
-    assert found.framed_box.tolist() == [28, 56, 84, 112]  # a pixel more to the right and below
-    np.testing.assert_allclose(found.box, [28 * 400 / 224, 50, 85 * 400 / 224 - 1, 113 * 200 / 224 - 1])
-    assert found.iou == pytest.approx(protocol_iou(found.framed_box, protocol.scale_gt_boxes(gt_boxes, 400, 200)[0]))
+    box, framed = protocol.box_at(protocol.gray_map(raw, 400, 200), 100), protocol.to_map(gt_boxes, 400, 200)
+    assert box.tolist() == [28, 56, 84, 112]  # a pixel more to the right and below
+    scaled_back = [28 * 400 / 224, 50, 85 * 400 / 224 - 1, 113 * 200 / 224 - 1]
+    np.testing.assert_allclose(protocol.to_image(box, 400, 200), scaled_back)
+    assert highest_overlaps(box[None], framed)[0] == pytest.approx(protocol_iou(box, framed[0]))
 
 
 def test_box_of_the_paper_s_protocol_is_judged_in_the_stored_image() -> None:
     raw = np.zeros((20, 40), np.float32)
     raw[5:10, 10:30] = 1
     gt_boxes = np.array([[10, 5, 29, 9], [0, 0, 1, 1]], np.float32)
-    found = judge_image(PaperProtocol(), raw, 40, 20, gt_boxes, 100)
-    assert found.box.tolist() == [10, 5, 29, 9] and found.iou == 1
+    protocol = PaperProtocol()
+    box = protocol.box_at(protocol.gray_map(raw, 40, 20), 100)
+    assert protocol.to_image(box, 40, 20).tolist() == [10, 5, 29, 9]
+    assert highest_overlaps(box[None], protocol.to_map(gt_boxes, 40, 20))[0] == 1
 
 
 def protocol_iou(a: np.ndarray, b: np.ndarray) -> float:

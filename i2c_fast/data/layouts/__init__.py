@@ -1,4 +1,4 @@
-"""How data sets lie on disk; every layout becomes the one `ImageIndex`."""
+"""Read data sets in several layouts on disk into an `ImageIndex`."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from .source import Layout, Source
 
 Split = Literal["train", "val", "boxed_train", "fullsup"]
 
-# In the order in which they are tried: class folders fit almost everything.
+# In the order in which they are tried: almost every data set has class folders.
 LAYOUTS: dict[str, Layout] = {
     "wsolevaluation": wsolevaluation,
     "cub": cub,

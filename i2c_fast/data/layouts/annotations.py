@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from ...errors import UserError
-from ..index import Boxes, ImageIndex
+from ..index import Boxes, ImageIndex, inside
 
 T = TypeVar("T")
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -94,20 +94,19 @@ def read_boxes(
 
 
 def check_box(box: Box, size: Size | None, location: str) -> None:
-    """Refuse a box outside its image; ``0 ≤ x0 ≤ x1 ≤ width`` is inside: official boxes touch both ends.
+    """Refuse a box that is not `inside` its image.
 
     Args:
         box: x0, y0, x1, y1.
-        size: the image's; None: not known, and the box may be as large as it likes.
-        location: where it stands, for the error.
+        size: the image's; None: not known, no upper bound.
+        location: file and line, for the error.
 
     Raises:
         UserError: outside, upside down or not finite.
     """
-    width, height = size or (math.inf, math.inf)
-    x0, y0, x1, y1 = box
-    if not (math.isfinite(sum(box)) and 0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height):
-        limits = f"its image of {width} × {height} pixels" if size else "an image"
+    if not inside(box, size or (math.inf, math.inf)):
+        x0, y0, x1, y1 = box
+        limits = f"its image of {size[0]} × {size[1]} pixels" if size else "an image"
         raise UserError(f"{location}: box {x0:g} {y0:g} {x1:g} {y1:g} (x0 y0 x1 y1) does not lie in {limits}; mend it")
 
 

@@ -1,8 +1,8 @@
 """The ILSVRC devkit's class ids and the field's labels.
 
 Older lists number ILSVRC's classes by devkit id − 1; everyone else, and this package, by the index among the sorted
-WordNet id. Both run from 0 to 999 and agree on no class, so a model trained on one and scored on the other is silently
-always wrong.
+WordNet id. Both run from 0 to 999 and agree on no class, so a model trained with one and scored with the other is
+always wrong, silently.
 """
 
 import re
@@ -25,13 +25,12 @@ _FORM = "'n02119789 1 kit_fox': WordNet id, devkit id, name"
 
 @dataclass(frozen=True)
 class Devkit:
-    """The two orders of the classes, and the way from each to the other."""
+    """The two orders of the classes, and the way from devkit ids to labels."""
 
     path: Path
     classes: tuple[str, ...]  # WordNet ids, sorted: position = label
     numbered: tuple[str, ...]  # WordNet ids by devkit id − 1
     to_label: NDArray[np.int64]  # [Y] label of devkit id − 1
-    to_devkit: NDArray[np.int64]  # [Y] devkit id − 1 of a label
 
 
 def read_devkit(path: Path) -> Devkit:
@@ -52,8 +51,7 @@ def read_devkit(path: Path) -> Devkit:
     if sorted(wnids) != list(range(1, len(wnids) + 1)) or len(set(wnids.values())) != len(wnids):
         raise UserError(f"{file} does not give each devkit id 1…{len(wnids)} a WordNet id of its own; mend it")
     numbered = tuple(wnids[number] for number in sorted(wnids))
-    to_devkit = np.argsort(np.array(numbered))
-    return Devkit(file, tuple(sorted(numbered)), numbered, np.argsort(to_devkit), to_devkit)
+    return Devkit(file, tuple(sorted(numbered)), numbered, np.argsort(np.argsort(np.array(numbered))))
 
 
 def _parse(line: str) -> tuple[str, str]:

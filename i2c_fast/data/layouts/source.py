@@ -1,4 +1,4 @@
-"""Where a data set lies, and what a layout is."""
+"""Where a data set is, and what a layout provides."""
 
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -10,15 +10,15 @@ class Source(NamedTuple):
     """Folders and files that describe a data set."""
 
     root: Path
-    metadata: Path | None = None  # for layouts whose lists lie apart from their images
+    metadata: Path | None = None  # for layouts whose lists are apart from their images
     devkit: Path | None = None  # for lists that number ILSVRC's classes by devkit id − 1
 
 
 class Layout(Protocol):
-    """How one kind of data set lies on disk; each is a module with these names.
+    """One way in which data sets are stored; each layout is a module with these names.
 
-    `SHAPE` says in a few words what the layout looks for. The readers raise UserError, one line that names file and way
-    out, for whatever does not fit.
+    `SHAPE` says in a few words what the layout looks for. The readers raise UserError for whatever does not fit: one
+    line that names the file and the way out.
     """
 
     SHAPE: str

@@ -1,4 +1,4 @@
-"""The lists of wsolevaluation's metadata folders, which name images that may lie anywhere or nowhere.
+"""The lists of wsolevaluation's metadata folders, whose images may be anywhere or missing.
 
 Each split (``test``, ``val``, ``train``) is a folder of ``image_ids.txt`` (path), ``class_labels.txt`` (path,label),
 ``image_sizes.txt`` (path,width,height) and ``localization.txt``, which has several lines for several objects:
@@ -18,7 +18,7 @@ LABELS = "class_labels.txt"
 SIZES = "image_sizes.txt"
 OBJECTS = "localization.txt"
 
-# A label beyond is a damaged line; believed, it would ask for as many classes.
+# A larger label is a damaged line; it would create as many classes.
 MAX_CLASSES = 1_000_000
 
 
