@@ -45,7 +45,8 @@ def score_saved_maps(
     scored = split_folder(metadata, split).name
     if threshold_from == scored:
         raise UserError(f"--threshold-from {scored} is the split that is scored; give another, or leave it out")
-    if masks is not None and (threshold_from or predictions or protocol != "wsolevaluation"):
+    standard = protocol == "wsolevaluation"
+    if masks is not None and (threshold_from or predictions or not standard):
         raise UserError("--masks gives PxAP alone; leave --threshold-from, --predictions and --protocol out")
     listed = {image for name in {scored, threshold_from or scored} for image in read_ids(split_folder(metadata, name))}
     others = [image for image in open_maps(maps).images() if image not in listed]
@@ -56,7 +57,11 @@ def score_saved_maps(
     def metered(name: str, score: Callable[..., Result]) -> Result:
         with Meter(console, f"scoring {name}", len(read_ids(split_folder(metadata, name)))) as meter:
             return score(
-                split=name, resize=resize, threads=threads, progress=lambda images: meter.advance(images, images)
+                split=name,
+                resize=resize,
+                threads=threads,
+                progress=lambda images: meter.advance(images, images),
+                warn=lambda text: console.print(f"{name}: {text}", highlight=False) if standard else None,
             )
 
     if masks is not None:

@@ -63,9 +63,8 @@ def validate(
     ``if __name__ == "__main__"``.
     """
     count = max(1, workers)
-    report = ValidationReport(boxless=[p for p, b in zip(index.paths, index.boxes, strict=True) if not len(b)])
-    if not expect_boxes:
-        report.boxless.clear()
+    boxless = [path for path, boxes in zip(index.paths, index.boxes, strict=True) if expect_boxes and not len(boxes)]
+    report = ValidationReport(boxless=boxless)
     with ExitStack() as stack:
         free: SimpleQueue[_Inspector] = SimpleQueue()
         for _ in range(count):

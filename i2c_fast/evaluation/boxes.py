@@ -87,7 +87,15 @@ def overlaps(boxes: NDArray[np.number], gt_boxes: NDArray[np.number]) -> Overlap
 
 
 def intersection_over_union(boxes: NDArray[np.number], gt_boxes: NDArray[np.number]) -> NDArray[np.float64]:
-    """IoU of every box [T, 4] with every ground-truth box [B, 4], float64 [T, B], as `overlaps` has it."""
+    """IoU of every box [T, 4] with every ground-truth box [B, 4], float64 [T, B], as `overlaps` has it.
+
+    Raises:
+        ValueError: a box that is not finite, or upside down; an empty one such as `EMPTY_BOX` may be.
+    """
+    for name, given in (("boxes", boxes), ("gt_boxes", gt_boxes)):
+        wrong = np.flatnonzero(~(np.isfinite(given) & np.tile(given[:, :2] <= given[:, 2:] + 1, 2)).all(1))
+        if len(wrong):
+            raise ValueError(f"{name}[{wrong[0]}] is {given[wrong[0]].tolist()}; expected x0 ≤ x1 and y0 ≤ y1")
     return overlaps(boxes, gt_boxes).iou
 
 

@@ -111,7 +111,8 @@ class WsolEvaluationProtocol(ScoringProtocol):
 
     1. The raw map is resized to 224 x 224 with OpenCV's INTER_CUBIC, in float64 as there. Then it is min–max
        normalized; a constant map, or one with a NaN, becomes zeros (and one with an infinity, which is an error there).
-       A map that is 224 x 224 and normalized already stays as it is.
+       A map that is 224 x 224 and normalized already stays as it is; one that does not reach 0 and 1 is normalized
+       here, while the evaluator's code, which expects normalized files, scores it as it is.
     2. It becomes uint8(255·m), truncated: 255 is always reached, unless all is zero.
     3. Thresholds are t in arange(0, 1, interval), masks value > int(t · maximum). So at most 255 differ; the grid has
        each gray level int(255·t) once, and `expand` gives verdicts at every t. (A map of zeros has no mask at any t.)

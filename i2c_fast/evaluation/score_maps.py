@@ -28,7 +28,7 @@ from .metric import LocalizationMetric
 from .pixels import Mask, PixelAveragePrecision, combine_masks
 from .predictions import read_ranks
 from .protocols import ScoringProtocol, WsolEvaluationProtocol
-from .saved_maps import MAX_PIXELS, open_maps, require_maps
+from .saved_maps import MAX_PIXELS, Map, open_maps, require_maps
 from .scores import Scores
 
 SPLITS = ("test", "val", "train")
@@ -47,6 +47,7 @@ def score_maps(
     predictions: Path | None = None,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda images: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Scores:
     """Score saved maps of the labels' classes by the boxes of a split.
 
@@ -61,6 +62,7 @@ def score_maps(
         predictions: file of ``image_id,class,class,…``, best first, see `read_ranks`; without, scores have no ranks.
         threads: how many read maps, and as many judge them; default one for each processor.
         progress: called with the number of images after each.
+        warn: called with a line if maps of the protocol's size do not reach 0 and 1, so that normalizing changed them.
 
     Raises:
         UserError: lists or maps that do not fit, are missing, or are not what they should be; see `read_map`.
@@ -79,10 +81,13 @@ def score_maps(
     require_maps(saved, ids, maps)
     metric = LocalizationMetric(protocol, threads)
     reads = in_order(lambda i: saved.read(ids[i], None if resize else expected[i]), range(len(ids)), threads)
+    changed = 0
     for i, raw in enumerate(reads):
+        changed += _changes(raw, expected[i])
         rank = None if ranks is None else ranks[[i]]
         metric.update(raw[None], None, None, boxes[i : i + 1], sizes[i : i + 1], [i], ranks=rank)
         progress(1)
+    _warn_changed(changed, len(ids), warn)
     return metric.scores()
 
 
@@ -95,6 +100,7 @@ def score_masks(
     resize: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda images: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """PxAP of saved maps by the masks of a split, as `PixelAveragePrecision` has it.
 
@@ -113,20 +119,35 @@ def score_masks(
     saved = open_maps(maps)
     require_maps(saved, ids, maps)
 
-    def count(i: int) -> PixelAveragePrecision:
-        pixels = PixelAveragePrecision(protocol)
-        raw = saved.read(ids[i], None if resize else (protocol.side, protocol.side))
-        pixels.update(torch.from_numpy(raw)[None], [read_mask(masks, paths[i])])
-        return pixels
+    size = (protocol.side, protocol.side)
 
-    total = PixelAveragePrecision(protocol)
-    for pixels in in_order(count, range(len(ids)), threads):
+    def count(i: int) -> tuple[PixelAveragePrecision, bool]:
+        pixels = PixelAveragePrecision(protocol)
+        raw = saved.read(ids[i], None if resize else size)
+        pixels.update(torch.from_numpy(raw)[None], [read_mask(masks, paths[i])])
+        return pixels, _changes(raw, size)
+
+    total, changed = PixelAveragePrecision(protocol), 0
+    for pixels, change in in_order(count, range(len(ids)), threads):
         total.merge_state(pixels)
+        changed += change
         progress(1)
+    _warn_changed(changed, len(ids), warn)
     try:
         return {"protocol": protocol.name, "images": len(ids), "pxap": total.compute()}
     except ValueError as error:
         raise UserError(f"{folder / OBJECTS}: {error}") from None
+
+
+def _changes(raw: Map, size: tuple[int, int]) -> bool:
+    """Whether normalizing changes a map that has the protocol's size already."""
+    return raw.shape == size[::-1] and (raw.min() != 0 or raw.max() not in (0, 1))
+
+
+def _warn_changed(changed: int, count: int, warn: Callable[[str], None]) -> None:
+    if changed:
+        text = f"{changed} of {count} maps do not reach 0 and 1 and were normalized"
+        warn(f"{text}; wsolevaluation's own code scores saved maps as they are")
 
 
 def split_folder(metadata: Path, split: str | None) -> Path:

@@ -112,10 +112,7 @@ def collect(run: Run, console: Console, overrides: tuple[str, ...]) -> RunFacts:
                 right_box = bool(scores.hits[i, best])
                 outcomes[i] = outcome(box, gt_boxes, right_class=bool(right_class[i]), right_box=right_box)
 
-        with (
-            Meter(console, "boxes", len(index)) as meter,
-            ThreadPoolExecutor(max(1, config.data.workers)) as pool,
-        ):
+        with Meter(console, "boxes", len(index)) as meter, ThreadPoolExecutor(max(1, config.data.workers)) as pool:
             for _ in pool.map(judge, range(len(index))):
                 meter.advance(1, 1)
     return RunFacts(

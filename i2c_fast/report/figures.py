@@ -31,14 +31,13 @@ def threshold_charts(facts: Sequence[RunFacts], baseline: float | None) -> list[
     """Accuracy over gray levels: the localization metrics, and where it is judged any contour's box at each IoU."""
     if facts[0].threshold is None:
         return []
+    level = None if baseline is None else (100 - baseline, f"centered box {100 - baseline:.1f}")
     charts = [
         _accuracy_chart(
             facts,
             f"{METRIC_NAMES[metric]} accuracy, %",
             [100 - run.scores.localization_errors(metric) for run in facts],
-            None
-            if baseline is None or metric != "gt_known"
-            else (100 - baseline, f"centered box {100 - baseline:.1f}"),
+            level if metric == "gt_known" else None,
         )
         for metric in LOCALIZATION_METRICS
     ]
@@ -76,20 +75,7 @@ def training_charts(facts: Sequence[RunFacts]) -> list[Chart]:
     charts = []
     for name in dict.fromkeys([*titles, *(name for run in facts for name in run.log.series)]):
         title = titles.get(name, name)
-        curves = [run.log.curve(name) for run in facts]
-        factor = 100 if name in PERCENT else 1
-        series = [
-            Series(
-                position,
-                curve.x,
-                factor * curve.y,
-                letter(position, facts).strip(),
-                None,
-                factor * curve.low,
-                factor * curve.high,
-            )
-            for position, curve in enumerate(curves)
-        ]
+        series = _curves(name, facts, 100 if name in PERCENT else 1)
         words = [f"{run.name} ends at {s.y[-1]:.3g}" for run, s in zip(facts, series, strict=True) if len(s.y)]
         if words:
             charts.append(
@@ -103,6 +89,12 @@ def training_charts(facts: Sequence[RunFacts]) -> list[Chart]:
                 )
             )
     return charts + _evaluation_charts(facts)
+
+
+def _curves(name: str, facts: Sequence[RunFacts], factor: float = 1) -> list[Series]:
+    """A logged series of each run, times `factor`, with its band."""
+    found = [(i, run.log.curve(name), letter(i, facts).strip()) for i, run in enumerate(facts)]
+    return [Series(i, c.x, factor * c.y, label, None, factor * c.low, factor * c.high) for i, c, label in found]
 
 
 def _evaluation_charts(facts: Sequence[RunFacts]) -> list[Chart]:

@@ -77,11 +77,8 @@ def common_galleries(facts: Sequence[RunFacts]) -> list[Gallery]:
         order = np.argsort(-spread, kind="stable")[:DIFFERENT]
         chosen = order[spread[order] > 0]
         what = "IoU" if boxed else "probability of the label"
-        note = (
-            f"The images with the largest difference of {what} between the runs."
-            if len(chosen)
-            else (f"The runs have the same {what} on every image.")
-        )
+        note = f"The images with the largest difference of {what} between the runs."
+        note = note if len(chosen) else f"The runs have the same {what} on every image."
         galleries.append(_gallery(facts, "different", "Where the runs differ most", note, chosen))
     return galleries
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ..config import Config, as_dict
 from ..evaluation import CONTOUR_IOUS, FAILURES, paired_differences
 from .collect import RunFacts
+from .figures import METRIC_NAMES
 
 UNKNOWN = "not known"
 
@@ -120,11 +121,10 @@ class Comparison(NamedTuple):
 
 def difference_tables(facts: Sequence[RunFacts]) -> list[Comparison]:
     """Each further run against the first, image by image."""
-    names = {"cls_top1": "Top-1 Cls", "loc_top1": "Top-1 Loc", "gt_known": "Gt-known"}
     comparisons = []
     for position, run in enumerate(facts[1:], 1):
         found = paired_differences(facts[0].scores, run.scores)
-        rows = [Difference(names[key], row["difference"], *row["interval_95"]) for key, row in found.items()]
+        rows = [Difference(METRIC_NAMES[key], row["difference"], *row["interval_95"]) for key, row in found.items()]
         reach = max([0.5, *(max(-row.low, row.high) for row in rows)])
         comparisons.append(Comparison(position, rows, reach))
     return comparisons

@@ -43,9 +43,16 @@ BOTH = [pytest.param(".onnx", marks=needs_onnx), ".pt2"]
 
 def write_checkpoint(path: Path, scores: dict[str, Any] | None = PAPER, model: Localizer | None = None) -> Path:
     """A checkpoint of a model no run has trained."""
-    config = build_config({}, "tests", (*TINY, "data.image_size=64", "data.short_side=64"))
-    weights = (model or build_localizer("resnet18", len(CLASSES))).state_dict()
-    save_checkpoint(path, {"config": as_dict(config), "classes": CLASSES, "model": weights, "scores": scores})
+    changes = ("data.image_size=64", "data.short_side=64", "stage1.method=cam")
+    state = {
+        "config": as_dict(build_config({}, "tests", (*TINY, *changes))),
+        "stage": "stage1",
+        "method": {},
+        "classes": CLASSES,
+        "model": (model or build_localizer("resnet18", len(CLASSES))).state_dict(),
+        "scores": scores,
+    }
+    save_checkpoint(path, state)
     return path
 
 

@@ -16,7 +16,8 @@ from i2c_fast.data import ImageIndex
 from i2c_fast.evaluation import named_protocol, score_maps
 from i2c_fast.training import score_checkpoint, start_run
 
-from ..evaluation.saved_set import COUNT, Saved, image_id, label_of, write_lines, write_saved
+from ..evaluation.opencv_loops import normalized
+from ..evaluation.saved_set import COUNT, Saved, image_id, label_of, raw_map, write_lines, write_saved
 from ..evaluation.test_saved_maps import Trap
 
 
@@ -64,6 +65,28 @@ def test_errors_are_printed_and_written(saved: Saved, tmp_path: Path) -> None:
     assert result.output.count("unknown") == 5  # four cells, and the line that says how to know
     assert "give class predictions with --predictions" in result.output
     assert written["environment"]["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "side", "protocol", "noted"),
+    [
+        (0.5, 0.25, 224, "wsolevaluation", True),
+        (1, 0, 224, "wsolevaluation", False),  # normalized already
+        (0, 0, 224, "wsolevaluation", False),  # zeros stay zeros
+        (0.5, 0.25, 12, "wsolevaluation", False),  # is resized first, by both
+        (0.5, 0.25, 224, "paper", False),
+    ],
+)
+def test_maps_that_are_normalized_again_are_noted(
+    tmp_path: Path, scale: float, shift: float, side: int, protocol: str, noted: bool
+) -> None:
+    def scaled(split: str, i: int) -> np.ndarray:
+        return scale * (normalized(raw_map(split, i)) if side == 224 else raw_map(split, i)) + shift
+
+    result = score(write_saved(tmp_path, scaled), "--protocol", protocol)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert ("test: 6 of 6 maps do not reach 0 and 1 and were normalized; wsolevaluation's own code" in text) == noted
 
 
 def test_maps_of_other_images_are_counted(saved: Saved) -> None:

@@ -189,3 +189,12 @@ def test_overlaps_are_those_of_numpy_bit_for_bit() -> None:
             np.testing.assert_array_equal(intersection_over_union(found, known), expected)
             np.testing.assert_array_equal(highest_overlaps(found, known), expected.max(1))
     assert not highest_overlaps(boxes, gt_boxes[:0]).any()
+
+
+@pytest.mark.parametrize("box", [[5, 0, 3, 9], [0, 9, 9, 5], [0, np.nan, 9, 9], [0, 0, np.inf, 9]])
+def test_a_box_that_cannot_be_meant_is_named(box: list[float]) -> None:
+    good, bad = np.array([[0, 0, 9, 9]], float), np.array([[0, 0, 9, 9], box], float)
+    with pytest.raises(ValueError, match=r"^boxes\[1\] is .*; expected x0 ≤ x1 and y0 ≤ y1"):
+        intersection_over_union(bad, good)
+    with pytest.raises(ValueError, match=r"^gt_boxes\[1\] is "):
+        intersection_over_union(good, bad)

@@ -219,7 +219,7 @@ def test_ten_views_are_cut_from_an_enlarged_image_and_maps_are_of_the_whole(inde
 
 def test_ten_crop_changes_scores_and_not_the_known_maps_verdicts(index: ImageIndex) -> None:
     def top_left_color(images: Tensor) -> Tensor:
-        return images[:, :, 0, 0]  # another one in each view
+        return images[:, :, 0, 0] / 255  # another one in each view
 
     plain, ten = (run(KnownModel(top_left_color), index, ten_crop=ten_crop) for ten_crop in (False, True))
     np.testing.assert_array_equal(plain.hits, ten.hits)

@@ -50,20 +50,18 @@ def read_val(source: Source) -> ImageIndex:
         raise UserError(f"{val} holds two images of the name {repeated}; only one can be the annotated one")
     annotated = read_annotations(annotations, [path.stem for path in paths])
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    for path, annotation in zip(paths, annotated, strict=True):
-        if annotation.wnid not in label_of:
-            raise UserError(f"{annotation.location}: class {annotation.wnid} has no folder under {train}")
-        if (base / path.parent) != val and path.parent.name != annotation.wnid:
-            raise UserError(
-                f"{annotation.location}: class {annotation.wnid}, but the image lies in {base / path.parent}"
-            )
+    for path, found in zip(paths, annotated, strict=True):
+        if found.wnid not in label_of:
+            raise UserError(f"{found.location}: class {found.wnid} has no folder under {train}")
+        if (base / path.parent) != val and path.parent.name != found.wnid:
+            raise UserError(f"{found.location}: class {found.wnid}, but the image lies in {base / path.parent}")
     return ImageIndex(
         base,
         classes,
         tuple(str(path) for path in paths),
-        np.array([label_of[annotation.wnid] for annotation in annotated], np.int64),
-        tuple(annotation.boxes for annotation in annotated),
-        np.array([annotation.size or (0, 0) for annotation in annotated], np.int64).reshape(-1, 2),
+        np.array([label_of[found.wnid] for found in annotated], np.int64),
+        tuple(found.boxes for found in annotated),
+        np.array([found.size or (0, 0) for found in annotated], np.int64).reshape(-1, 2),
     )
 
 

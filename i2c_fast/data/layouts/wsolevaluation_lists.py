@@ -107,12 +107,10 @@ def read_masks(folder: Path, ids: Sequence[str]) -> tuple[MaskPaths, ...]:
             line.
     """
     found: dict[str, MaskPaths] = {}
-    for location, (path, mask, ignore) in read_rows(
-        folder / OBJECTS, "path,mask,ignore (boxes need no --masks)", _parse
-    ):
+    for line, (path, mask, ignore) in read_rows(folder / OBJECTS, "path,mask,ignore (boxes need no --masks)", _parse):
         if path in found and ignore:
-            raise UserError(f"{location}: {path} has an ignore mask on its first line already; leave this one out")
-        check_names({mask, ignore} - {""}, location)
+            raise UserError(f"{line}: {path} has an ignore mask on its first line already; leave this one out")
+        check_names({mask, ignore} - {""}, line)
         before = found.get(path, MaskPaths((), ignore or None))
         found[path] = before._replace(objects=(*before.objects, mask))
     return tuple(look_up(found, path, folder / OBJECTS) for path in ids)
