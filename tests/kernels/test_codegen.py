@@ -1,6 +1,7 @@
 """What the launchers choose is compiled for GPUs that are not here. ``pytest -s`` shows the table of registers."""
 
 import functools
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -98,6 +99,17 @@ def test_launches_that_triton_specializes_alike_are_compiled_once_and_no_others_
     caught = [launch for name in codegen.NAMES for launch in codegen.launches_of(name, ODD[2])]
     codegen.compile_all(caught, 75, threads=1)  # an architecture for which no other test compiles
     assert len({launch.key() for launch in caught}) == len(set(keys))
+
+
+def test_no_warp_of_update_centers_reads_a_counter_that_another_has_written(exhaustive: bool) -> None:
+    """Nothing else shows a race without a GPU. Counters and labels are the kernel's only 64-bit values."""
+    launches = [one for one in launches_for(MAIN, exhaustive) if one.kernel.__name__ == "_update_centers"]
+    for compiled in codegen.compile_all(launches, MAIN):
+        loads, barriers, stores = (
+            [match.start() for match in re.finditer(instruction, compiled.asm["ptx"])]
+            for instruction in (r"\bld\.global\.b64\b", r"\bbar\.sync\b", r"\bst\.global\.b64\b")
+        )
+        assert any(loads[-1] < barrier < stores[0] for barrier in barriers)
 
 
 def test_compiling_leaves_no_trace_in_tritons_choice_of_driver() -> None:
