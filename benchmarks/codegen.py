@@ -11,14 +11,14 @@ hand.
 
 import functools
 import importlib
-import multiprocessing
 import os
 import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from i2c_fast import kernels
@@ -196,19 +197,48 @@ def all_launches(names: tuple[str, ...], sizes: tuple[Size, ...]) -> list[Launch
     return list({launch.key(): launch for launch in found}.values())
 
 
-def compile_launch(launch: Launch, architecture: int) -> Resources:
-    """Compile as the launch would on a GPU of this architecture, and read the machine code's own record."""
-    triton.runtime.driver.set_active(_Target(architecture))
-    compiled = launch.kernel.run(*launch.arguments, grid=None, warmup=True, **launch.options)
+@contextmanager
+def _compiling_for(architecture: int) -> Iterator[None]:
+    """Let Triton believe that it is on a GPU of this architecture."""
+    driver = triton.runtime.driver
+    before = driver._active
+    driver.set_active(_Target(architecture))
+    try:
+        yield
+    finally:
+        driver.set_active(before)
+
+
+def compile_all(launches: Sequence[Launch], architecture: int, threads: int | None = None) -> list[CompiledKernel]:
+    """Compile as the launches would on a GPU of this architecture; whatever the compiler raises is raised here.
+
+    Threads suffice: Triton's passes release Python's lock, and ptxas is a process of its own.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise ValueError("TRITON_INTERPRET=1 leaves nothing to compile: start without it")
+
+    def compile_one(launch: Launch) -> CompiledKernel:
+        return launch.kernel.run(*launch.arguments, grid=None, warmup=True, **launch.options)
+
+    with _compiling_for(architecture), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        return list(pool.map(compile_one, launches))
+
+
+def resources_of(launches: Sequence[Launch], architecture: int, threads: int | None = None) -> list[Resources]:
+    """Compile launches, and read the machine code's own records."""
+    compiled = compile_all(launches, architecture, threads)
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        return list(pool.map(_resources, launches, compiled))
+
+
+def _resources(launch: Launch, compiled: CompiledKernel) -> Resources:
     record = _resource_usage(compiled.asm["cubin"])
     constants = " ".join(f"{name}={value}" for name, value in launch.options.items())
     name = f"{launch.kernel.__module__.rpartition('.')[2]}.{launch.kernel.__name__}"
-    floats = [
-        argument for argument in launch.arguments if isinstance(argument, Tensor) and argument.is_floating_point()
-    ]
-    dtypes = dict.fromkeys(str(tensor.dtype).partition(".")[2] for tensor in floats)
+    tensors = [argument for argument in launch.arguments if isinstance(argument, Tensor)]
+    dtypes = dict.fromkeys(str(one.dtype).partition(".")[2] for one in tensors if one.is_floating_point())
     return Resources(
-        name, architecture, f"{'/'.join(dtypes)} {constants}",
+        name, compiled.metadata.target.arch, f"{'/'.join(dtypes)} {constants}",
         record["REG"], record["STACK"], record["LOCAL"], compiled.metadata.shared,
     )  # fmt: skip
 
@@ -221,27 +251,6 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
         command = [str(tool), "--dump-resource-usage", file.name]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {name: int(value) for name, value in re.findall(r"(\w+)(?:\[0\])?:(\d+)", printed)}
-
-
-def _compile_numbered(names: tuple[str, ...], sizes: tuple[Size, ...], job: tuple[int, int]) -> Resources:
-    number, architecture = job
-    return compile_launch(all_launches(names, sizes)[number], architecture)
-
-
-def compile_all(
-    names: tuple[str, ...] = NAMES,
-    sizes: tuple[Size, ...] = (*SIZES, *ODD),
-    architectures: tuple[int, ...] = ARCHITECTURES,
-    processes: int = 2,
-) -> list[Resources]:
-    """Compile every launch for every architecture; whatever the compiler raises is raised here."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise ValueError("TRITON_INTERPRET=1 leaves nothing to compile: start without it")
-    jobs = [(i, architecture) for architecture in architectures for i in range(len(all_launches(names, sizes)))]
-    compile_one: Callable[[tuple[int, int]], Resources] = functools.partial(_compile_numbered, names, sizes)
-    # A process that torch has started threads in is not safely forked.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        return pool.map(compile_one, jobs, chunksize=8)
 
 
 def problems(compiled: list[Resources]) -> list[str]:
@@ -272,11 +281,12 @@ def table(compiled: list[Resources]) -> Table:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--op", "names", multiple=True, type=click.Choice(NAMES), help="Only this op; may be repeated.")
 @click.option("--arch", "architectures", multiple=True, type=click.Choice([str(a) for a in ARCHITECTURES]))
-@click.option("--processes", type=click.IntRange(min=1), default=os.cpu_count(), show_default=True)
-def main(names: tuple[str, ...], architectures: tuple[str, ...], processes: int) -> None:
+@click.option("--threads", type=click.IntRange(min=1), default=os.cpu_count(), show_default=True)
+def main(names: tuple[str, ...], architectures: tuple[str, ...], threads: int) -> None:
     """Print what every kernel takes of a multiprocessor; exit status 1 if one spills or does not fit."""
-    chosen = tuple(int(a) for a in architectures) or ARCHITECTURES
-    compiled = compile_all(names or NAMES, architectures=chosen, processes=processes)
+    chosen = [int(architecture) for architecture in architectures] or ARCHITECTURES
+    launches = all_launches(names or NAMES, (*SIZES, *ODD))
+    compiled = [one for architecture in chosen for one in resources_of(launches, architecture, threads)]
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table(compiled))
     for problem in problems(compiled):

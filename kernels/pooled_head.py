@@ -151,6 +151,7 @@ class _PooledHead(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
         pooled, maps = _op(x, weight, bias, labels)
         ctx.shape, ctx.dtype = x.shape, x.dtype
+        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
         ctx.mark_non_differentiable(maps)
         ctx.set_materialize_grads(False)
         return pooled, maps
@@ -161,7 +162,11 @@ class _PooledHead(torch.autograd.Function):
             return None, None, None, None
         # Plain PyTorch: a compiler fuses the broadcast with the backward of the dropout and ReLU before it.
         per_pixel = (gradient / (ctx.shape[2] * ctx.shape[3])).to(ctx.dtype)
-        return per_pixel[:, :, None, None].expand(ctx.shape), None, None, None
+        x_grad = per_pixel[:, :, None, None].expand(ctx.shape)
+        if ctx.channels_last:
+            # An expanded tensor counts as NCHW, and dropout's backward on a GPU would write all gradients before it so.
+            x_grad = x_grad.contiguous(memory_format=torch.channels_last)
+        return x_grad, None, None, None
 
 
 def pooled_head(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,16 +49,13 @@ def update_centers_reference(
 
 
 @triton.jit
-def _update_centers(  # type: ignore[no-untyped-def]
+def _update_centers(
     p_centers, p_steps, p_labels, p_means, p_skip, p_draws, alpha,
     channels, classes, s_center, s_center_channel, s_step, s_mean, s_mean_channel, s_draw,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program a row of means, which is read twice: to see that all of it is finite, and to be written."""
     i_row = tl.program_id(0).to(tl.int64)
-    if p_draws is not None:
-        p_step = p_draws + s_draw
-        tl.store(p_step, tl.load(p_step) + 1, mask=i_row == 0)
     label = tl.load(p_labels + i_row).to(tl.int64)
     usable = (label >= 0) & (label < classes)
     if p_skip is not None:
@@ -81,7 +78,13 @@ def _update_centers(  # type: ignore[no-untyped-def]
         b_center = tl.load(p_center + o_channel * s_center_channel, mask=m_write, other=0.0).to(tl.float32)
         b_center = (1.0 - rate) * b_center + rate * b_mean
         tl.store(p_center + o_channel * s_center_channel, b_center.to(p_centers.dtype.element_ty), mask=m_write)
+    draw = tl.load(p_draws + s_draw, mask=i_row == 0, other=0) if p_draws is not None else 0
+    # Every warp loads the counters and one thread stores them: bar.sync lets it store only after all loads are
+    # performed. A reduction does not serve, for Triton emits none across warps where D is smaller than a warp's part.
+    tl.debug_barrier()
     tl.store(p_steps + row * s_step, step + 1, mask=usable)
+    if p_draws is not None:
+        tl.store(p_draws + s_draw, draw + 1, mask=i_row == 0)
 
 
 def _config(channels: int) -> dict[str, int]:

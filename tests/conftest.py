@@ -14,6 +14,10 @@ from i2c_fast.data.generated import write_generated
 THREADS = 1
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="test all of what is otherwise sampled")
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(THREADS)
     os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the processes that tests start
@@ -27,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def exhaustive(request: pytest.FixtureRequest) -> bool:
+    """Whether to test all of what is otherwise sampled."""
+    return bool(request.config.getoption("--exhaustive"))
 
 
 @pytest.fixture(autouse=True)

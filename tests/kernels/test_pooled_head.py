@@ -104,6 +104,15 @@ def test_channels_last_and_transposed_features_give_the_same(x: Tensor, weight: 
         torch.testing.assert_close(pooled_head(same, weight, bias, LABELS), expected)
 
 
+def test_the_gradient_reaches_a_dropout_before_it_in_the_layout_of_its_output(x: Tensor, weight: Tensor) -> None:
+    strides: list[tuple[int, ...]] = []
+    leaf = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    dropped = torch.nn.functional.dropout(leaf)
+    dropped.register_hook(lambda gradient: strides.append(gradient.stride()))
+    pooled_head(dropped, weight, None, LABELS)[0].sum().backward()
+    assert strides == [dropped.stride()]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 2)])
 def test_tiny_maps(weight: Tensor, size: tuple[int, int]) -> None:
     x = torch.randn(3, 5, *size)

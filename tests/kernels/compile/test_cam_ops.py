@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code
 
 from i2c_fast.kernels import label_cam, normalize_cam, pooled_head
 
@@ -107,6 +108,30 @@ def test_one_callable_serves_sizes_of_both_kinds() -> None:
         for got, expected in zip(gradients(compiled, *inputs), gradients(objective, *inputs), strict=True):
             torch.testing.assert_close(got, expected)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_gradient_of_the_pooled_features_has_their_layout(backend: str) -> None:
+    weight, bias = parameters()
+    x = LAYOUTS["channels_last"](torch.randn(3, 5, 4, 6)).requires_grad_()
+    compiled = torch.compile(
+        lambda x: pooled_head(x, weight, bias, LABELS[:, 0])[0].square().sum(), fullgraph=True, backend=backend
+    )
+    (gradient,) = torch.autograd.grad(compiled(x), x)
+    assert gradient.stride() == x.stride()
+
+
+def test_inductor_writes_no_tensor_for_the_gradient_between_dropout_and_head() -> None:
+    weight, bias = parameters()
+    x = LAYOUTS["channels_last"](torch.randn(3, 5, 4, 6)).requires_grad_()
+
+    def step(x: Tensor) -> Tensor:
+        dropped = torch.nn.functional.dropout(torch.relu(x))
+        return pooled_head(dropped, weight, bias, LABELS[:, 0])[0].square().sum()
+
+    compiled = torch.compile(step, fullgraph=True)
+    _, (_, backward) = run_and_get_code(lambda: torch.autograd.grad(compiled(x), x))
+    assert backward.count("= empty_strided_cpu((3, 5, 4, 6)") == 1  # the gradient of x
 
 
 def test_the_gradient_of_the_pooled_features_stays_in_the_graph() -> None:
