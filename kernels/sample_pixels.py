@@ -35,7 +35,7 @@ def sample_pixels_reference(
     m = maps.detach().flatten(1).float()
     pixels = torch.arange(m.shape[1], device=m.device)
     low, high = m.amin(1, keepdim=True), m.amax(1, keepdim=True)
-    above = m > low + torch.tensor(threshold, dtype=torch.float32) * (high - low)
+    above = m > low + threshold * (high - low)  # a Python number is rounded to fp32 first
     counts = above.sum(1)
 
     if choice == "random":

@@ -30,7 +30,7 @@ def runs(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     folder = tmp_path_factory.mktemp("runs")
     return [
         write_run(folder / "first", tiny_set),
-        write_run(folder / "second", tiny_set, "i2c.sc_weight=0", "i2c.gc_weight=0", seed=1),
+        write_run(folder / "second", tiny_set, "stage1.method=cam", seed=1),
     ]
 
 
@@ -101,7 +101,7 @@ def test_figures_are_those_of_evaluate(runs: list[Path], tmp_path: Path) -> None
     for value in (errors["cls_top1"], errors["gt_known"]["error"], found["centered_box_gt_known_error"]):
         assert f"{value:.2f}" in text
     assert f"at {errors['gt_known']['threshold']}" in text
-    for word in ("A Processor", "abc1234", "2.13.0", "2026-01-02", "cross-entropy alone", "i2c.sc_weight"):
+    for word in ("A Processor", "abc1234", "2.13.0", "2026-01-02", "cross-entropy alone", "stage1.method"):
         assert word in text
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from i2c_fast.report.training_log import POINTS, TrainingLog, read_log
+from i2c_fast.report.training_log import MAX_SERIES, POINTS, TrainingLog, read_log
 
 from .small_run import log_entries
 
@@ -28,7 +28,7 @@ def test_missing_log_is_empty(tmp_path: Path) -> None:
 
 def test_stages_evaluations_and_series_are_found(tmp_path: Path) -> None:
     log = write(tmp_path / "log", *log_entries(8))
-    assert log.stage_start == 4
+    assert log.stage_start == (4, "stage1: i2c")
     assert log.curve("lr").y.tolist() == [0.01] * 8
     assert [values.tolist() for values in log.evaluations["gt_known"]] == [[7.0], [40.0]]
     assert log.protocols == {"paper"} and log.unread == 0
@@ -38,6 +38,13 @@ def test_terms_are_left_out_where_they_were_no_part_of_the_objective(tmp_path: P
     log = write(tmp_path / "log", *log_entries(8))
     assert log.curve("sc").x.tolist() == [4, 5, 6, 7]
     assert len(log.curve("ce").x) == 8
+
+
+def test_terms_that_only_their_method_knows_are_read_as_they_come(tmp_path: Path) -> None:
+    log = write(tmp_path / "log", train(0, loss=1.0), train(1, loss=2.0, kept=0.5), train(2, loss=3.0))
+    assert log.curve("kept").x.tolist() == [1] and log.curve("kept").y.tolist() == [0.5]
+    many = write(tmp_path / "many", train(0, **{f"name{i}": 1.0 for i in range(1000)}))
+    assert len(many.series) < MAX_SERIES
 
 
 def test_null_is_no_value_and_a_skipped_step_is_counted(tmp_path: Path) -> None:

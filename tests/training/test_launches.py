@@ -62,6 +62,25 @@ def test_a_step_never_waits_for_the_device(tiny_config: Callable[..., Config], t
     assert not set(calls.names) & set(WAITS)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_step_on_a_gpu_never_waits(tiny_config: Callable[..., Config], tmp_path: Path, method: str) -> None:
+    overrides = (f"stage1.method={method}", "run.device=cuda", "run.deterministic=false", "run.precision=bf16")
+    trainer = trainer_of(tiny_config, tmp_path, *overrides)
+    given = batch()
+    pinned = given._replace(
+        **{name: part.pin_memory() for name, part in zip(given._fields[:4], given[:4], strict=True)}
+    )
+    trainer.train_step(pinned)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        values = trainer.train_step(pinned)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert values.isfinite().all()
+
+
 def test_these_waits_are_seen() -> None:
     with Calls() as calls:
         values = torch.tensor([1.0, 2.0])
