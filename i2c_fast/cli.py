@@ -156,8 +156,8 @@ def score(maps: Path, metadata: Path, output: Path | None, **options: Any) -> No
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True)
-@click.option("--threshold", type=click.IntRange(0, 254), help="Grey level of the boxes [default: the checkpoint's].")
-@click.option("--boxes", type=click.Path(path_type=Path), help="A data set's folder whose true boxes are drawn red.")
+@click.option("--threshold", type=click.IntRange(0, 254), help="Gray level of the boxes [default: the checkpoint's].")
+@click.option("--boxes", type=click.Path(path_type=Path), help="A data set's folder; its boxes are drawn red.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def predict(
     checkpoint: Path, images: tuple[Path, ...], output: Path, threshold: int | None, boxes: Path | None, device: str

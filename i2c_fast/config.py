@@ -113,7 +113,7 @@ class EvalConfig:
         Literal["paper", "wsolevaluation"], Field(description="the paper's, or the field's standard evaluator's")
     ] = "paper"
     threshold_step: Annotated[
-        int, Field(ge=1, le=255, description="grey levels between the paper protocol's thresholds (1: all 255)")
+        int, Field(ge=1, le=255, description="gray levels between the paper protocol's thresholds (1: all 255)")
     ] = 1
     ten_crop: Annotated[bool, Field(description="class scores from ten crops; maps from the whole image")] = False
 
@@ -217,9 +217,9 @@ def _validated(section: str, values: dict[str, Any], source: str, overridden: li
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        place = [section, *(str(part) for part in first["loc"])]
-        where = "" if tuple(place[:2]) in overridden else f" ({source})"
-        raise UserError(f"{'.'.join(place)}={first['input']}: {_lower_first(first['msg'])}{where}") from None
+        location = [section, *(str(part) for part in first["loc"])]
+        where = "" if tuple(location[:2]) in overridden else f" ({source})"
+        raise UserError(f"{'.'.join(location)}={first['input']}: {_lower_first(first['msg'])}{where}") from None
 
 
 def _check_together(config: Config) -> None:

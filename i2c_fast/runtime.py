@@ -22,7 +22,7 @@ class Runtime:
     device: torch.device
     precision: Literal["fp32", "bf16"] = "fp32"
 
-    def place(self, model: ModuleType) -> ModuleType:
+    def move(self, model: ModuleType) -> ModuleType:
         """Move a model to the device, in the memory format its convolutions are fastest in."""
         model.to(self.device)
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -57,7 +57,7 @@ def test_threads_are_set_only_when_asked_for() -> None:
 
 def test_placed_model_has_channels_last_weights() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8))
-    placed = Runtime(CPU).place(model)
+    placed = Runtime(CPU).move(model)
     assert placed is model
     assert placed[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert not placed[0].weight.is_contiguous()

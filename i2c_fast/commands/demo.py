@@ -98,5 +98,5 @@ def _pictures(predictors: dict[str, Predictor], index: ImageIndex) -> Image:
         for predictor in predictors.values()
     ]
     originals = [draw_overlay(images[i], gt_boxes=index.boxes[i], side=150) for i in chosen]
-    names = ["images with true boxes (red)", *(f"{name}: label's map, predicted box (green)" for name in predictors)]
+    names = ["ground-truth boxes (red)", *(f"{name}: label's map, predicted box (green)" for name in predictors)]
     return contact_sheet([originals, *rows], names, NOTICE)

@@ -9,7 +9,7 @@ Its graph holds the normalization and plain operators only, in fp32, and takes b
 S is fixed: at another size the maps would be worse without a word, where a forgotten resize now is an error. What a
 program has to know beside the graph lies in the file as texts, as ONNX's metadata or the program's extra files:
 ``classes`` (a JSON list), ``image_size`` (S), ``backbone``, ``resize``, ``i2c_fast`` (the version that wrote it) and,
-if the checkpoint stores one, ``threshold``, the grey level of boxes by the protocol named ``protocol``.
+if the checkpoint stores one, ``threshold``, the gray level of boxes by the protocol named ``protocol``.
 
 `i2c-fast predict` computes in the precision the run was trained in: its boxes of a bf16 run may differ from the file's
 by a pixel or more, those of an fp32 run do not.
@@ -53,8 +53,8 @@ image = cv2.imread("photo.jpg", cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTA
 logits, maps = session.run(None, {"images": cv2.resize(image, (side, side)).transpose(2, 0, 1)[None]})
 label = logits[0].argmax()
 cam = (maps[0, label] - maps[0, label].min()) / (maps[0, label].max() - maps[0, label].min())
-grey = (255 * cv2.resize(cam, image.shape[1::-1])).clip(0, 255).astype("uint8")
-regions = cv2.connectedComponentsWithStats((grey > threshold).astype("uint8"), connectivity=8)[2]
+gray = (255 * cv2.resize(cam, image.shape[1::-1])).clip(0, 255).astype("uint8")
+regions = cv2.connectedComponentsWithStats((gray > threshold).astype("uint8"), connectivity=8)[2]
 x, y, width, height, _ = max(regions[1:].tolist(), key=lambda region: region[4])  # the largest; 0 is what is below
 print(json.loads(facts["classes"])[label], [x, y, x + width - 1, y + height - 1])"""
 

@@ -60,7 +60,7 @@ class Predictor:
             )
         self.threshold: int = threshold
         self.protocol = PaperProtocol()
-        self.model = self.runtime.place(restore_predictor(state)).eval()
+        self.model = self.runtime.move(restore_predictor(state)).eval()
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image], labels: Sequence[int] | None = None) -> list[Localization]:

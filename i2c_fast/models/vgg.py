@@ -18,7 +18,7 @@ GROUPS = (
 class VGG16Body(nn.Module):
     """Images [N,3,S,S] → features [N,512,S/8,S/8].
 
-    The thirteen convolutions have torchvision's places in `features`, so its checkpoints load by name. All five
+    The thirteen convolutions have torchvision's indices in `features`, so its checkpoints load by name. All five
     max-pools are 3x3 with padding 1, and a 3x3 average pool closes the body. Trained from scratch, weights start as
     He et al. fan-out normal, biases at 0.
     """

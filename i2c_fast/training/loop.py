@@ -58,7 +58,7 @@ class Trainer:
         self.skipped_in_row = 0
         self.scores: Scores | None = None  # of the last evaluation in this process
         self.summary: dict[str, Any] | None = None  # of the last evaluation of the run
-        self._open_stage(self.timeline.place(0).stage)
+        self._open_stage(self.timeline.position(0).stage)
 
     def train(self) -> Scores | None:
         """Train from where the state stands to the end; returns the final evaluation.
@@ -71,11 +71,11 @@ class Trainer:
             if not self.epoch_closed and self.step % self.timeline.steps_per_epoch == 0:
                 self._close_epoch(log, stop)
             while self.step < self.timeline.steps:
-                place = self.timeline.place(self.step)
-                if self.step and place.step_in_stage == 0:
+                position = self.timeline.position(self.step)
+                if self.step and position.step_in_stage == 0:
                     self.method.close()
-                    self._open_stage(place.stage)
-                self._train_stage(place.stage, log, stop)
+                    self._open_stage(position.stage)
+                self._train_stage(position.stage, log, stop)
         return self.scores
 
     def _train_stage(self, stage: str, log: RunLog, stop: StopRequest) -> None:
@@ -85,7 +85,7 @@ class Trainer:
         # One loader for the rest of the stage: its processes go on with the next epoch while this one is evaluated.
         batches = train_loader(
             TrainBatches(self.train_index, sampler, data.image_size, data.short_side),
-            (self.timeline.place(step)[1:3] for step in range(self.step, end)),
+            (self.timeline.position(step)[1:3] for step in range(self.step, end)),
             data.workers,
         )
         while self.step < end:
@@ -98,15 +98,15 @@ class Trainer:
 
     def _train_epoch(self, batches: Iterator[TrainBatch], log: RunLog, stop: StopRequest) -> None:
         run, per_epoch = self.config.run, self.timeline.steps_per_epoch
-        place = self.timeline.place(self.step)
-        stage = self.timeline.stages[place.stage]
+        position = self.timeline.position(self.step)
+        stage = self.timeline.stages[position.stage]
         unread: list[tuple[int, float, Tensor]] = []
         self.method.train()
-        title = f"{place.stage} ({stage.method}) epoch {place.epoch + 1}/{self.timeline.epochs}"
-        with Meter(self.console, title, per_epoch, place.step_in_epoch) as meter:
-            for batch in islice(batches, per_epoch - place.step_in_epoch):
+        title = f"{position.stage} ({stage.method}) epoch {position.epoch + 1}/{self.timeline.epochs}"
+        with Meter(self.console, title, per_epoch, position.step_in_epoch) as meter:
+            for batch in islice(batches, per_epoch - position.step_in_epoch):
                 self.unreadable.note(batch.unreadable)
-                rate = learning_rate(stage, self.timeline.place(self.step).step_in_stage, per_epoch)
+                rate = learning_rate(stage, self.timeline.position(self.step).step_in_stage, per_epoch)
                 set_learning_rate(self.train_step.optimizer, rate)
                 seed_all(run.seed, self.step)
                 unread.append((self.step, rate, self.train_step(batch)))
@@ -116,7 +116,7 @@ class Trainer:
                 ends = self.step % per_epoch == 0
                 note = ""
                 if self.step % run.log_every == 0 or due or ends or stop.requested:
-                    note = self._log_steps(log, place.stage, unread)
+                    note = self._log_steps(log, position.stage, unread)
                 meter.advance(1, len(batch.images), note)
                 if stop.requested:
                     self._stop(stop)
@@ -176,7 +176,7 @@ class Trainer:
         """Everything a continuation needs; all randomness follows from the configuration's seed and the step."""
         return {
             "step": self.step,
-            "stage": self.timeline.place(max(0, self.step - 1)).stage,
+            "stage": self.timeline.position(max(0, self.step - 1)).stage,
             "epoch_closed": self.epoch_closed,
             "skipped_in_row": self.skipped_in_row,
             "config": as_dict(self.config),

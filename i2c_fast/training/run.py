@@ -96,7 +96,7 @@ def build_trainer(config: Config, run: Path, console: Console, state: dict[str, 
         report = load_imagenet_weights(model.body, config.model.backbone, config.model.weights)
         left_over = f", {len(report.unexpected)} of other layers left over" if report.unexpected else ""
         console.print(f"ImageNet weights: {len(report.loaded)} tensors loaded{left_over}", highlight=False)
-    trainer = Trainer(config, run, runtime.place(model), train, val, runtime, console)
+    trainer = Trainer(config, run, runtime.move(model), train, val, runtime, console)
     if state is not None:
         if state["train_fingerprint"] != train.fingerprint():
             raise UserError(f"data.root: {train.root} holds other training images than the run started with")
@@ -150,7 +150,7 @@ def score_checkpoint(
         if maps is not None:
             write_maps(maps, index, images, raws)
 
-    return score_split(runtime.place(restore_predictor(state)), index, runtime, config, console, watch), index
+    return score_split(runtime.move(restore_predictor(state)), index, runtime, config, console, watch), index
 
 
 def _check_same_run(config: Config, state: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from ..config import Config, StageConfig
 from ..errors import UserError
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Position of one step of a run; epochs count on over the stages, so no batch of one returns in another."""
 
     stage: str
@@ -30,12 +30,12 @@ class Timeline:
         self.epochs = sum(stage.epochs for stage in self.stages.values())
         self.steps = self.epochs * steps_per_epoch
 
-    def place(self, step: int) -> Place:
-        """Place of the step-th step (from 0); the run's end lies after the last step of its last stage."""
+    def position(self, step: int) -> Position:
+        """Position of the step-th step (from 0); the run's end lies after the last step of its last stage."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         stage = next((name for name in self.stages if step < self.end_of_stage(name)), list(self.stages)[-1])
         first = self.end_of_stage(stage) - self.stages[stage].epochs * self.steps_per_epoch
-        return Place(stage, epoch, step_in_epoch, step - first)
+        return Position(stage, epoch, step_in_epoch, step - first)
 
     def end_of_stage(self, stage: str) -> int:
         """The number of steps done when a stage ends."""
