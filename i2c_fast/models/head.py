@@ -62,10 +62,14 @@ class LocalizationHead(nn.Module):
         """x and classes int64 [N] or [N,L], None for all → raw fp32 maps [N,H,W] or [N,L,H,W], bias included."""
         if classes is not None:
             return label_cam(x, self._weight, classes, bias=self.fc8.bias)
-        # In fp32 as the maps of single classes, whatever autocast says.
-        with torch.autocast(x.device.type, enabled=False):
-            pixels = x.permute(0, 2, 3, 1).to(self._weight.dtype)
-            return nn.functional.linear(pixels, self._weight, self.fc8.bias).permute(0, 3, 1, 2)
+        pixels = x.permute(0, 2, 3, 1).to(self._weight.dtype)
+        if torch.is_autocast_enabled(x.device.type):  # an exported graph must not hold the context
+            with torch.autocast(x.device.type, enabled=False):
+                return self._all_maps(pixels)
+        return self._all_maps(pixels)
+
+    def _all_maps(self, pixels: Tensor) -> Tensor:
+        return nn.functional.linear(pixels, self._weight, self.fc8.bias).permute(0, 3, 1, 2)
 
     @property
     def _weight(self) -> Tensor:

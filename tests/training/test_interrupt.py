@@ -28,14 +28,12 @@ def command(root: Path, run: Path, *extra: str) -> list[str]:
 
 
 def run_to_end(root: Path, run: Path, *extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(root, run, *extra), capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command(root, run, *extra), capture_output=True, text=True, check=False)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
+    while not condition():  # pytest's own limit ends it where the condition never holds
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
@@ -94,7 +92,7 @@ def test_killed_while_a_checkpoint_is_written_then_resumed_equals_the_undisturbe
         "main()\n"
     )
     arguments = command(tiny_set, run)[3:]
-    killed = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, timeout=120, check=False)
+    killed = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert list((run / "checkpoints").glob("*.tmp"))
     result = run_to_end(tiny_set, run, "--resume")
@@ -111,7 +109,7 @@ def test_a_signal_ends_the_step_saves_and_exits(
     process = subprocess.Popen(command(tiny_set, run), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: logged_steps(run) >= 5, process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 75
     assert number.name in errors
     assert "Traceback" not in errors

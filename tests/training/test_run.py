@@ -6,16 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from i2c_fast.commands.predict import open_predictor
 from i2c_fast.config import Config, build_config
 from i2c_fast.data.generated import write_generated
 from i2c_fast.errors import UserError
 from i2c_fast.methods import METHODS
 from i2c_fast.methods import method as method_module
+from i2c_fast.models import backbones
 from i2c_fast.training import build_trainer, checkpoints_of, load_checkpoint, score_checkpoint, start_run
 from i2c_fast.training.loop import Trainer
 
@@ -192,6 +195,30 @@ def test_a_checkpoint_of_another_backbone_or_other_classes_is_refused(
     with pytest.raises(UserError, match="3 classes"):
         start_run(tiny_config(init, f"data.root={fewer}"), tmp_path / "b", QUIET)
     assert not (tmp_path / "a").exists()
+
+
+class Strided(torch.nn.Sequential):
+    """A backbone that our code does not know."""
+
+    out_channels, stride = 8, 16
+
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Conv2d(3, 8, 16, stride=16), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+
+
+def test_a_registered_backbone_is_trained_scored_and_localized_with(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbones, "BACKBONES", dict(backbones.BACKBONES))
+    backbones.register_backbone("strided", Strided, head_width=4)
+    run = tmp_path / "run"
+    scores = start_run(tiny_config("model.backbone=strided"), run, QUIET)
+    assert scores is not None and scores.summary() == score_checkpoint(run, [], QUIET)[0].summary()
+    (found,) = open_predictor(run, threshold=100)([np.zeros((50, 40, 3), np.uint8)])
+    assert found.gray.shape == (50, 40)
+    with pytest.raises(UserError, match=r"strided has stride 32, .* data\.image_size must be 64 or more, is 32"):
+        monkeypatch.setattr(Strided, "stride", 32)
+        start_run(tiny_config("model.backbone=strided"), tmp_path / "other", QUIET)
 
 
 def test_another_class_count_can_start_with_a_new_class_layer(
