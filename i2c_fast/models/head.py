@@ -59,7 +59,7 @@ class LocalizationHead(nn.Module):
 
     def class_maps(self, x: Tensor, classes: Tensor) -> Tensor:
         """x and classes int64 [N] or [N,L] → raw fp32 maps [N,H,W] or [N,L,H,W] of these classes, bias included."""
-        maps: Tensor = label_cam(x, self._weight, classes, bias=self.fc8.bias)
+        maps: Tensor = label_cam(x, self._weight, self.fc8.bias, classes)
         return maps
 
     @property
