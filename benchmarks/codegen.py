@@ -142,17 +142,17 @@ def _variants_of_cam(size: Size) -> None:
     weight, labels = torch.randn(size.classes, size.head, device=META), size.labels(META)
     for tensor in (weight, weight.to(size.torch_dtype)):
         tensor.requires_grad_()
-        maps = kernels.label_cam(x, tensor, labels[:, None].expand(-1, 5), normalize=True)
+        maps = kernels.label_cam(x, tensor, None, labels[:, None].expand(-1, 5), normalize=True)
         maps.backward(torch.randn_like(maps))
         kernels.pooled_head(x, tensor, None, labels)
 
 
 def _variants_of_sampling(size: Size) -> None:
-    """Places in a global batch, half-precision maps, the first pixels."""
+    """Image ids, half-precision maps, the first pixels."""
     maps = torch.rand(size.images, size.height, size.width, device=META).to(size.torch_dtype)
-    seed, places = torch.zeros(2, dtype=torch.int64, device=META), torch.arange(size.images, device=META)
+    seed, image_ids = torch.zeros(2, dtype=torch.int64, device=META), torch.arange(size.images, device=META)
     for choice in get_args(SeedChoice):
-        kernels.sample_pixels(maps, size.seeds, THRESHOLD, seed, places, choice)
+        kernels.sample_pixels(maps, size.seeds, THRESHOLD, seed, image_ids, choice)
 
 
 def _variants_of_losses(size: Size) -> None:

@@ -41,12 +41,12 @@ def check_device(**tensors: Tensor | None) -> None:
         raise ValueError(f"tensors must share one device, got {places}")
 
 
-def check_labels(labels: Tensor, classes: int) -> None:
-    """With I2C_FAST_DEBUG=1, raise ValueError that names the first label outside 0…classes−1 (−100 is ignored)."""
+def check_labels(labels: Tensor, classes: int, ignore_index: int = IGNORED_LABEL) -> None:
+    """With I2C_FAST_DEBUG=1, raise ValueError that names the first label outside 0…classes−1 (but `ignore_index`)."""
     if DEBUG:
-        wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
+        wrong = labels[(labels != ignore_index) & ~within(labels, classes)]
         if wrong.numel():
-            raise ValueError(f"label {int(wrong.flatten()[0])} is outside 0…{classes - 1} (and not {IGNORED_LABEL})")
+            raise ValueError(f"label {int(wrong.flatten()[0])} is outside 0…{classes - 1} (and not {ignore_index})")
 
 
 def check_indices(indices: Tensor, pixels: int) -> None:

@@ -29,20 +29,20 @@ def normalize_cam_reference(maps: Tensor) -> Tensor:
 
 
 def _gradient_reference(maps: Tensor, gradient: Tensor) -> Tensor:
-    """With y the output and s the span: dL/dm = g/s, and the pixels at the minimum share Σ g·(y − 1)/s, those at the
-    maximum −Σ g·y/s, as torch's amin and amax divide a gradient among ties."""
+    """With y the output and s the span: dL/dm = g/s; the pixels at the minimum add equal parts of Σ g·(y − 1)/s and
+    those at the maximum equal parts of −Σ g·y/s, as torch's amin and amax divide a gradient among ties."""
     m, g = (tensor.to(accumulation_dtype(maps.dtype)) for tensor in (maps, gradient))
     low, high = m.amin((-2, -1), keepdim=True), m.amax((-2, -1), keepdim=True)
     span = high - low
     y, lowest, highest = (m - low) / span, m == low, m == high
     to_low = (g * (y - 1)).sum((-2, -1), keepdim=True) / lowest.sum((-2, -1), keepdim=True)
     to_high = -(g * y).sum((-2, -1), keepdim=True) / highest.sum((-2, -1), keepdim=True)
-    shared = torch.where(lowest, to_low, 0.0) + torch.where(highest, to_high, 0.0)
-    return torch.where(span == 0, 0.0, (g + shared) / span).to(maps.dtype)
+    of_extremes = torch.where(lowest, to_low, 0.0) + torch.where(highest, to_high, 0.0)
+    return torch.where(span == 0, 0.0, (g + of_extremes) / span).to(maps.dtype)
 
 
 @triton.jit
-def _extremes(p_map, pixels, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _extremes(p_map, pixels, BLOCK: tl.constexpr):
     """Minimum and maximum of one contiguous map; NaN, as torch has it, if any pixel is."""
     b_low = tl.full([BLOCK], float("inf"), tl.float32)
     b_high = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -59,7 +59,7 @@ def _extremes(p_map, pixels, BLOCK: tl.constexpr):  # type: ignore[no-untyped-de
 
 
 @triton.jit
-def _normalize_cam_forward(p_maps, p_out, pixels, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _normalize_cam_forward(p_maps, p_out, pixels, BLOCK: tl.constexpr):
     i_map = tl.program_id(0).to(tl.int64)
     p_map, p_out = p_maps + i_map * pixels, p_out + i_map * pixels
     low, high = _extremes(p_map, pixels, BLOCK)
@@ -75,7 +75,7 @@ def _normalize_cam_forward(p_maps, p_out, pixels, BLOCK: tl.constexpr):  # type:
 
 
 @triton.jit
-def _normalize_cam_backward(p_maps, p_grad, p_out, pixels, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _normalize_cam_backward(p_maps, p_grad, p_out, pixels, BLOCK: tl.constexpr):
     """See `_gradient_reference`."""
     i_map = tl.program_id(0).to(tl.int64)
     p_map, p_grad, p_out = p_maps + i_map * pixels, p_grad + i_map * pixels, p_out + i_map * pixels
@@ -164,7 +164,7 @@ def normalize_cam(maps: Tensor) -> Tensor:
 
     Returns:
         Same shape and dtype. A constant map becomes zeros (and has zero gradient); a map with a NaN becomes all NaN.
-        Differentiable; where several pixels share the extreme value its gradient is divided evenly among them.
+        Differentiable; where several pixels have the extreme value its gradient is divided evenly among them.
 
     Raises:
         ValueError: not floating point, fewer than two dimensions, or an empty map.

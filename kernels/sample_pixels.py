@@ -19,8 +19,10 @@ from ._triton import next_power_of_2, runs_triton, tl, triton
 
 SeedChoice = Literal["random", "first"]
 
-# Keys are sorted in registers, this many at a time: 8 a thread, 16 registers. More seeds than that are the reference's.
+# Keys are sorted in registers, this many at a time: 8 a thread, 16 registers. The reference draws more than that.
 MAX_BLOCK = 2048
+# AMD's compiler has no such option.
+REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
 
 
 def sample_pixels_reference(
@@ -60,8 +62,8 @@ def sample_pixels_reference(
 
 
 @triton.jit
-def _load_pixels(p_map, start, pixels, width, stride_row, stride_column, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Flat places [BLOCK] from `start` on, which of them are pixels, and those pixels in fp32."""
+def _load_pixels(p_map, start, pixels, width, stride_row, stride_column, BLOCK: tl.constexpr):
+    """Indices [BLOCK] from `start` on, which of them are pixels, and those pixels in fp32."""
     o_pixel = start + tl.arange(0, BLOCK)
     m_pixel = o_pixel < pixels
     o_map = (o_pixel // width).to(tl.int64) * stride_row + (o_pixel % width).to(tl.int64) * stride_column
@@ -69,7 +71,7 @@ def _load_pixels(p_map, start, pixels, width, stride_row, stride_column, BLOCK: 
 
 
 @triton.jit
-def _sample_pixels(  # type: ignore[no-untyped-def]
+def _sample_pixels(
     p_maps, p_seed, p_image_ids, p_indices, p_counts,
     k, threshold, pixels, width, stride_image, stride_row, stride_column, stride_seed, stride_id,
     RANDOM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -129,7 +131,7 @@ def _config(pixels: int, k: int) -> dict[str, int]:
     """
     block = max(16, min(next_power_of_2(pixels), MAX_BLOCK))
     block_k = max(2, next_power_of_2(min(k, pixels)))
-    return {"BLOCK": block, "BLOCK_K": block_k, "num_warps": max(1, block // 256), "maxnreg": 255}
+    return {"BLOCK": block, "BLOCK_K": block_k, "num_warps": max(1, block // 256)} | REGISTERS
 
 
 def _launch(
@@ -174,10 +176,11 @@ def sample_pixels(
 
     Args:
         maps: [N, H, W] raw or normalized class maps, any floating dtype.
-        k: seeds an image, at least 1. An image with fewer confident pixels repeats the drawn ones in draw order.
+        k: pixels to draw from each map, at least 1. A map with fewer above the threshold repeats the drawn ones in draw
+            order.
         threshold: δ of the paper, 0 ≤ δ < 1.
-        seed: int64 [2] on the maps' device: the run's seed and the step. Equal values give equal draws.
-        image_ids: [N] integer place of each image in the global batch (default 0…N−1), so that a draw does not depend
+        seed: int64 [2] on the maps' device: the run's random seed and the step. Equal values give equal draws.
+        image_ids: [N] integer index of each image in the global batch (default 0…N−1), so that a draw does not depend
             on how the batch is divided.
         choice: ``random`` (the paper) or ``first`` in row-major order (the released implementation).
 

@@ -55,11 +55,11 @@ def label_cam(size: Size, device: torch.device) -> Problem:
     providers = {
         "loops": loops,
         "eager": lambda *inputs: (_label_maps(*inputs),),
-        "fused": lambda x, weight, bias, labels: (kernels.label_cam(x, weight, labels, bias),),
+        "fused": lambda *inputs: (kernels.label_cam(*inputs),),
     }
     maps = 4 * size.images * size.pixels
     return Problem(
-        inputs, providers, lambda x, weight, bias, labels: (kernels.label_cam_reference(x, weight, labels, bias),),
+        inputs, providers, lambda *inputs: (kernels.label_cam_reference(*inputs),),
         bytes_of(x) + maps, 2 * bytes_of(x) + maps + bytes_of(weight, bias),
     )  # fmt: skip
 

@@ -1,5 +1,7 @@
 """The localization head of the paper's section 4.1, after ACoL (Zhang et al. 2018, arXiv:1804.06962)."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -61,15 +63,12 @@ class LocalizationHead(nn.Module):
     def class_maps(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
         """x and classes int64 [N] or [N,L], None for all → raw fp32 maps [N,H,W] or [N,L,H,W], bias included."""
         if classes is not None:
-            return label_cam(x, self._weight, classes, bias=self.fc8.bias)
-        pixels = x.permute(0, 2, 3, 1).to(self._weight.dtype)
-        if torch.is_autocast_enabled(x.device.type):  # an exported graph must not hold the context
-            with torch.autocast(x.device.type, enabled=False):
-                return self._all_maps(pixels)
-        return self._all_maps(pixels)
-
-    def _all_maps(self, pixels: Tensor) -> Tensor:
-        return nn.functional.linear(pixels, self._weight, self.fc8.bias).permute(0, 3, 1, 2)
+            return label_cam(x, self._weight, self.fc8.bias, classes)
+        # Autocast would round them; an exported graph must not hold its context.
+        autocast = torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
+            pixels = x.permute(0, 2, 3, 1).to(self._weight.dtype)
+            return nn.functional.linear(pixels, self._weight, self.fc8.bias).permute(0, 3, 1, 2)
 
     @property
     def _weight(self) -> Tensor:

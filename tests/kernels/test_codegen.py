@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
+import triton
 from rich.console import Console
 from torch import Tensor
 

@@ -20,8 +20,8 @@ pixels = torch.tensor([[0, 3], [1, -7]])
 loss = InterImageLoss(4, 3)
 for labels in (right, wrong):
     for call in (
-        lambda: label_cam(x, weight, labels),
-        lambda: label_cam(x, weight, labels[:, None].expand(2, 2)),
+        lambda: label_cam(x, weight, None, labels),
+        lambda: label_cam(x, weight, None, labels[:, None].expand(2, 2)),
         lambda: pooled_head(x, weight, None, labels),
         lambda: center_loss(weight[:2], labels, weight),
         lambda: loss(x, x[:, 0], labels),
@@ -50,7 +50,7 @@ def test_debug_mode_names_the_label_and_the_index_out_of_range() -> None:
 @pytest.mark.skipif(_common.DEBUG, reason="I2C_FAST_DEBUG=1 is set")
 def test_without_debug_mode_values_are_not_looked_at() -> None:
     x, weight, wrong = torch.zeros(2, 3, 2, 2), torch.zeros(4, 3), torch.tensor([3, 4])
-    label_cam(x, weight, wrong)
+    label_cam(x, weight, None, wrong)
     pooled_head(x, weight, None, wrong)
     center_loss(weight[:2], wrong, weight)
     gather_pixels(x, torch.tensor([[0], [-7]]))

@@ -169,7 +169,7 @@ def test_the_gradient_of_the_head_weights_is_equal_bit_for_bit(dtype: torch.dtyp
     weight = torch.randn(10, 256, device=DEVICE, requires_grad=True)
     labels = torch.arange(16, device=DEVICE) % 3
     upstream = torch.randn(16, 28, 28, device=DEVICE)
-    first, *others = (torch.autograd.grad(label_cam(x, weight, labels), weight, upstream)[0] for _ in range(10))
+    first, *others = (torch.autograd.grad(label_cam(x, weight, None, labels), weight, upstream)[0] for _ in range(10))
     assert all(torch.equal(first, other) for other in others)
 
 
@@ -186,9 +186,9 @@ def test_addresses_past_2_to_the_31(layout: torch.memory_format) -> None:
     assert torch.equal(gather_pixels(features, indices)[-1:], expected)
 
     weight = torch.randn(3, 2048, device=DEVICE)
-    truth = label_cam_reference(last.double(), weight.double(), labels[-1:])
+    truth = label_cam_reference(last.double(), weight.double(), None, labels[-1:])
     bound = 1e-5 * truth.abs().max()
-    assert (label_cam(features, weight, labels)[-1:] - truth).abs().max() < bound
+    assert (label_cam(features, weight, None, labels)[-1:] - truth).abs().max() < bound
     logits, maps = pooled_head(features, weight, None, labels)
     assert (maps[-1:] - truth).abs().max() < bound
     assert (logits[-1:, 0] - truth.mean()).abs().max() < bound

@@ -45,7 +45,7 @@ def test_logits_are_the_means_of_all_class_maps(x: Tensor, weight: Tensor, bias:
 
 def test_maps_are_those_of_label_cam_and_constants(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     _, maps = pooled_head(x.requires_grad_(), weight.requires_grad_(), bias, LABELS)
-    torch.testing.assert_close(maps, label_cam(x, weight, LABELS, bias).detach())
+    torch.testing.assert_close(maps, label_cam(x, weight, bias, LABELS).detach())
     assert not maps.requires_grad
 
 
@@ -60,6 +60,13 @@ def test_ignored_image_is_classified_but_not_mapped(x: Tensor, weight: Tensor, b
     logits, maps = pooled_head(x, weight, bias, torch.tensor([3, -100, 2]))
     torch.testing.assert_close(logits, pooled_head(x, weight, bias, LABELS)[0])
     assert torch.equal(maps[1], torch.zeros(4, 6))
+
+
+def test_another_label_may_be_the_ignored_one(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    logits, maps = pooled_head(x, weight, bias, torch.tensor([3, 0, -100]), ignore_index=0)
+    expected_logits, expected_maps = pooled_head(x, weight, bias, torch.tensor([3, -100, 7]))
+    torch.testing.assert_close(logits, expected_logits)
+    torch.testing.assert_close(maps, expected_maps, equal_nan=True)
 
 
 def test_label_out_of_range_spoils_its_own_map_only(x: Tensor, weight: Tensor, bias: Tensor) -> None:

@@ -89,7 +89,7 @@ def test_only_the_features_receive_a_gradient() -> None:
     features, _, labels = batch()
     features.requires_grad_()
     weight = torch.randn(CLASSES, CHANNELS, requires_grad=True)
-    maps = label_cam(features, weight, labels)  # not detached: the module must do that
+    maps = label_cam(features, weight, None, labels)  # not detached: the module must do that
     loss = make()
     terms = loss(features, maps, labels)
     (terms.sc + terms.gc).backward()

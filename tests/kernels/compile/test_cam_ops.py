@@ -47,19 +47,19 @@ def test_opcheck_of_label_cam_and_pooled_head(layout: str, dtype: torch.dtype) -
     x = LAYOUTS[layout](torch.randn(3, 5, 4, 6, dtype=dtype))
     weight, bias = (tensor.detach() for tensor in parameters())
     gradient = torch.randn(3, 2, 4, 6, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    opcheck("label_cam", x, weight, bias, LABELS)
-    opcheck("label_cam", x, weight, None, LABELS)
-    opcheck("label_cam_x_gradient", x, weight, LABELS, gradient)
-    opcheck("label_cam_weight_gradient", x, LABELS, gradient, 4)
-    opcheck("pooled_head", x, weight, bias, LABELS[:, 0])
-    opcheck("pooled_head", x, weight, None, LABELS[:, 0])
+    opcheck("label_cam", x, weight, bias, LABELS, -100)
+    opcheck("label_cam", x, weight, None, LABELS, -100)
+    opcheck("label_cam_x_gradient", x, weight, LABELS, gradient, -100)
+    opcheck("label_cam_weight_gradient", x, LABELS, gradient, 4, -100)
+    opcheck("pooled_head", x, weight, bias, LABELS[:, 0], -100)
+    opcheck("pooled_head", x, weight, None, LABELS[:, 0], -100)
 
 
 def objective(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
     """All three ops in one graph, each reaching the gradients."""
     logits, maps = pooled_head(torch.relu(x), weight, bias, labels[:, 0])
-    cams = label_cam(x, weight, labels[:, :1], bias)
-    seen = normalize_cam(label_cam(x.square(), weight, labels[:2, 0].repeat(2)[: len(x)]))
+    cams = label_cam(x, weight, bias, labels[:, :1])
+    seen = normalize_cam(label_cam(x.square(), weight, None, labels[:2, 0].repeat(2)[: len(x)]))
     return logits.float().square().sum() + (cams[0].sum(0) * maps[0]).sum() + (seen[0] * maps[0]).sum()
 
 
@@ -93,9 +93,7 @@ def test_half_precision_parameters_get_gradients_of_their_dtype_when_compiled() 
     x, weight, bias = (
         tensor.detach().bfloat16().requires_grad_() for tensor in (torch.randn(3, 5, 4, 6), *parameters())
     )
-    compiled = torch.compile(
-        lambda *t: label_cam(t[0], t[1], LABELS, t[2])[:2].sum(), fullgraph=True, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda *t: label_cam(*t, LABELS)[:2].sum(), fullgraph=True, backend="aot_eager")
     for gradient in torch.autograd.grad(compiled(x, weight, bias), (x, weight, bias)):
         assert gradient.dtype == torch.bfloat16
 

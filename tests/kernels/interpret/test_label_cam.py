@@ -48,7 +48,7 @@ def random_case(size: tuple[int, ...], labels: Tensor | None = None, dtype: torc
 def run(function: Callable[..., Tensor], case: Case, **options: Any) -> tuple[Tensor, ...]:
     """The maps, then the gradients of x, weight and bias."""
     leaves = [tensor.detach().requires_grad_() for tensor in case[:3] if tensor is not None]
-    maps = function(leaves[0], leaves[1], case.labels, leaves[2] if len(leaves) == 3 else None, **options)
+    maps = function(leaves[0], leaves[1], leaves[2] if len(leaves) == 3 else None, case.labels, **options)
     return maps.detach(), *torch.autograd.grad(maps, leaves, case.upstream.to(maps.dtype))
 
 
@@ -120,6 +120,12 @@ def test_several_labels_an_image_in_any_order(labels: list[list[int]]) -> None:
     check(random_case((3, 5, 4, 6), torch.tensor(labels)))
 
 
+@pytest.mark.parametrize("ignore_index", [1, 2**40])
+def test_another_label_may_be_the_ignored_one(ignore_index: int) -> None:
+    labels = torch.tensor([[0, 1], [ignore_index, 2], [-100, 1]])
+    check(random_case((3, 5, 4, 6), labels), ignore_index=ignore_index)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_several_labels_of_maps_of_many_tiles(layout: str) -> None:
     case = random_case((2, 65, 13, 17), torch.tensor([[3, 0], [1, 3]]))
@@ -145,8 +151,8 @@ def test_parameters_may_be_strided_and_of_another_dtype() -> None:
 def test_normalized_maps_are_those_of_normalize_cam() -> None:
     case = random_case((3, 5, 4, 6), torch.tensor([[0, 3], [2, 2], [-100, 7]]))
     check(case._replace(bias=None), normalize=True)  # a bias changes nothing here: its gradient is rounding alone
-    maps = label_cam(case.x, case.weight, case.labels, case.bias, normalize=True)
-    assert torch.equal(maps[:2], normalize_cam(label_cam(case.x, case.weight, case.labels, case.bias))[:2])
+    maps = label_cam(case.x, case.weight, case.bias, case.labels, normalize=True)
+    assert torch.equal(maps[:2], normalize_cam(label_cam(case.x, case.weight, case.bias, case.labels))[:2])
 
 
 def test_the_maps_of_one_class_are_summed_over_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +176,7 @@ def test_nan_in_an_image_without_class_stays_there(label: int) -> None:
 def test_a_bad_pixel_spoils_itself_alone(bad: float) -> None:
     case = random_case((3, 5, 4, 6))
     case.x[2, 3, 1, 1] = bad
-    maps = label_cam(case.x, case.weight, case.labels, case.bias)
+    maps = label_cam(case.x, case.weight, case.bias, case.labels)
     assert not maps[2, 1, 1].isfinite()
     assert maps.isfinite().sum() == maps.numel() - 1
 
@@ -186,7 +192,7 @@ def test_only_what_is_asked_is_computed(asked: int, monkeypatch: pytest.MonkeyPa
     if not asked & 1:
         monkeypatch.delattr(MODULE, "_op_x_gradient")
     leaves = [tensor.detach().requires_grad_(bool(asked >> i & 1)) for i, tensor in enumerate(case[:3])]
-    label_cam(leaves[0], leaves[1], case.labels, leaves[2]).backward(case.upstream)
+    label_cam(*leaves, case.labels).backward(case.upstream)
     for leaf, gradient in zip(leaves, all_gradients, strict=True):
         assert (leaf.grad is not None) == leaf.requires_grad
         assert leaf.grad is None or torch.equal(leaf.grad, gradient)

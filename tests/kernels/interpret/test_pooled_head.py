@@ -42,19 +42,19 @@ def random_case(size: tuple[int, ...], labels: Tensor | None = None, dtype: torc
     return Case(x, torch.randn(4, c, generator=generator), torch.randn(4, generator=generator), labels)
 
 
-def run(function: Callable[..., tuple[Tensor, Tensor]], case: Case) -> tuple[Tensor, ...]:
+def run(function: Callable[..., tuple[Tensor, Tensor]], case: Case, **options: int) -> tuple[Tensor, ...]:
     """Logits and maps, then the gradients of x, weight and bias."""
     leaves = [tensor.detach().requires_grad_() for tensor in case[:3] if tensor is not None]
-    logits, maps = function(leaves[0], leaves[1], leaves[2] if len(leaves) == 3 else None, case.labels)
+    logits, maps = function(leaves[0], leaves[1], leaves[2] if len(leaves) == 3 else None, case.labels, **options)
     upstream = torch.linspace(-1, 2, logits.numel(), dtype=torch.float64).view(logits.shape)
     assert not maps.requires_grad
     return logits.detach(), maps, *torch.autograd.grad(logits, leaves, upstream.to(logits.dtype))
 
 
-def check(case: Case) -> None:
+def check(case: Case, **options: int) -> None:
     exact = Case(*(None if t is None else t if t is case.labels else t.double() for t in case))
-    results, plain = run(pooled_head, case), run(pooled_head_reference, case)
-    for got, eager, truth in zip(results, plain, run(pooled_head_reference, exact), strict=True):
+    results, plain = run(pooled_head, case, **options), run(pooled_head_reference, case, **options)
+    for got, eager, truth in zip(results, plain, run(pooled_head_reference, exact, **options), strict=True):
         assert_no_worse(got, eager, truth)
 
 
@@ -88,7 +88,7 @@ def test_expanded_features_serve_every_image() -> None:
 def test_many_strips_and_chunks_agree_with_label_cam() -> None:
     case = random_case((1, 300, 24, 24), torch.tensor([2]))
     _, maps = pooled_head(*case)
-    torch.testing.assert_close(maps, label_cam(case.x, case.weight, case.labels, case.bias), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(maps, label_cam(case.x, case.weight, case.bias, case.labels), rtol=1e-5, atol=1e-4)
 
 
 def test_no_bias_is_no_bias() -> None:
@@ -103,6 +103,10 @@ def test_a_strided_weight_and_int32_labels_serve_too() -> None:
 @pytest.mark.parametrize("label", [-100, 4, -1, 2**40, -(2**40)])
 def test_an_image_without_class_is_classified_but_not_mapped(label: int) -> None:
     check(random_case((3, 5, 4, 6), torch.tensor([3, label, 2])))
+
+
+def test_another_label_may_be_the_ignored_one() -> None:
+    check(random_case((3, 5, 4, 6), torch.tensor([3, 1, -100])), ignore_index=1)
 
 
 def test_a_nan_image_leaves_the_others_alone() -> None:
