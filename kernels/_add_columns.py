@@ -43,7 +43,7 @@ def add_columns_reference(total: Tensor, gradient: Tensor, indices: Tensor) -> N
 
 
 @triton.jit
-def _add_columns(  # type: ignore[no-untyped-def]
+def _add_columns(
     p_total, p_gradient, p_indices,
     k, d, width, pixels, stride_image, stride_d, stride_row, stride_column,
     stride_gradient_image, stride_gradient_k, stride_gradient_d, stride_indices_image, stride_indices_k,

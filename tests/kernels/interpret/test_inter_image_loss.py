@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from i2c_fast import InterImageLoss
-from i2c_fast.kernels import InterImageSums, inter_image_loss, inter_image_loss_reference, tap
+from i2c_fast.kernels import InterImageOutput, inter_image_loss, inter_image_loss_reference, tap
 
 from .accuracy import DTYPES, LAYOUTS, assert_no_worse
 from .objective import CENTERS, GROUPS, LABELS, poison, use_small_blocks
@@ -57,7 +57,7 @@ class Results(NamedTuple):
 
 def run(function: Any, case: Case, weights: tuple[float, float] = (-1.5, 0.75), **options: Any) -> Results:
     features, centers = case.features.detach().requires_grad_(), case.centers.detach().requires_grad_()
-    sums: InterImageSums = function(features, case.indices, case.labels, centers, **options)
+    sums: InterImageOutput = function(features, case.indices, case.labels, centers, **options)
     # Two gradients of different sizes, each straight into its loss.
     upstream = [torch.tensor(weight, dtype=sums.sc.dtype) for weight in weights]
     gradients = torch.autograd.grad((sums.sc, sums.gc), (features, centers), upstream)
@@ -156,9 +156,9 @@ def test_the_gradient_has_the_layout_of_the_features() -> None:
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_slots(dtype: torch.dtype, distance: Any) -> None:
     def tapped(function: Any) -> Any:
-        def call(features: Tensor, *arguments: Any, **options: Any) -> InterImageSums:
+        def call(features: Tensor, *arguments: Any, **options: Any) -> InterImageOutput:
             _, slots = tap(features, 3)
-            result: InterImageSums = function(features, *arguments, slots=slots, **options)
+            result: InterImageOutput = function(features, *arguments, slots=slots, **options)
             return result
 
         return call
