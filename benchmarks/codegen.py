@@ -34,7 +34,7 @@ from triton.runtime.jit import JITFunction
 
 from i2c_fast import kernels
 from i2c_fast.kernels._common import Distance
-from i2c_fast.kernels._common import Reduction
+from i2c_fast.kernels.inter_image_loss import Reduction
 from i2c_fast.kernels.sample_pixels import SeedChoice
 
 from . import candidates

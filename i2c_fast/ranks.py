@@ -48,8 +48,8 @@ def table_of_classes(rows: Tensor, classes: int, channels: int, k: int, distance
     if distance == "l2":
         lengths = parts.squares.unflatten(1, (k, -1)).sum(2).sqrt().sum(1)
         unpack(numbers, channels, k, distance).squares.zero_()[:, 0] = lengths
-    row = torch.where(within(parts.labels, classes), parts.labels, classes)
-    row = torch.where(parts.labels == IGNORED_LABEL, classes + 1, row)
+    row = parts.labels.masked_fill(~within(parts.labels, classes), classes)
+    row = row.masked_fill_(parts.labels == IGNORED_LABEL, classes + 1)
     return rows.new_zeros(classes + 2, rows.shape[1]).index_put_((row,), numbers, accumulate=True)
 
 
@@ -58,7 +58,7 @@ def rows_of_table(table: Tensor, channels: int, k: int, distance: Distance) -> T
     parts = unpack(table, channels, k, distance)
     if distance == "l2":
         parts.squares[:, 0].square_()  # whoever reads it takes the root
-    rows = torch.arange(len(table), device=table.device)
-    present = (parts.images > 0) & (rows < len(table) - 1)
-    parts.labels.copy_(torch.where(present, rows, IGNORED_LABEL))
+    torch.arange(len(table), out=parts.labels)
+    parts.labels.masked_fill_(parts.images[:, 0] == 0, IGNORED_LABEL)
+    parts.labels[-1:].fill_(IGNORED_LABEL)
     return table

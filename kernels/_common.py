@@ -69,7 +69,7 @@ def mask_ignored(labels: Tensor, ignore_index: int) -> Tensor:
     """Labels in which −100 is what is ignored; a −100 that is not becomes −1, which is out of range as well."""
     if ignore_index == IGNORED_LABEL:
         return labels
-    return torch.where(labels == ignore_index, IGNORED_LABEL, torch.where(labels == IGNORED_LABEL, -1, labels))
+    return labels.masked_fill(labels == IGNORED_LABEL, -1).masked_fill(labels == ignore_index, IGNORED_LABEL)
 
 
 def describe(tensor: Tensor) -> str:

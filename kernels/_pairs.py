@@ -22,7 +22,7 @@ def channel_chunks(channels: int) -> tuple[int, dict[str, int]]:
     A quarter of the channels each, 128 to 512 of them, makes 80 images 320 programs on 132 SMs.
     """
     block = 512 if channels > 1024 else 256 if channels > 512 else 128
-    return cdiv(channels, block), {"BLOCK_D": block, "num_warps": 4}
+    return cdiv(max(channels, 1), block), {"BLOCK_D": block, "num_warps": 4}
 
 
 def seed_block(k: int) -> int:
@@ -53,8 +53,8 @@ class Rows(NamedTuple):
 
     sums: Tensor  # [M, D] sum of the seed vectors
     squares: Tensor  # [M, T·chunks] squares of the pair that the image leads, T = 1 for squared_l2 and K for l2
-    pairs: Tensor  # [M] how many pairs the image leads, 1 or 0
-    images: Tensor  # [M] how many images the row stands for
+    pairs: Tensor  # [M, 1] how many pairs the image leads, 1 or 0
+    images: Tensor  # [M, 1] how many images the row stands for
     labels: Tensor  # int64 [M]
 
 
@@ -71,9 +71,9 @@ def new_rows(like: Tensor, images: int, channels: int, k: int, distance: Distanc
 
 def unpack(rows: Tensor, channels: int, k: int, distance: Distance) -> Rows:
     """The parts of rows that `new_rows` made."""
-    end = channels + terms_of(k, distance) * channel_chunks(channels)[0]
-    labels = rows.view(torch.int64)[:, -1]
-    return Rows(rows[:, :channels], rows[:, channels:end], rows[:, end], rows[:, end + 1], labels)
+    squares = terms_of(k, distance) * channel_chunks(channels)[0]
+    parts = rows.split([channels, squares, 1, 1, rows.shape[1] - channels - squares - 2], 1)
+    return Rows(*parts[:4], rows.view(torch.int64)[:, -1])
 
 
 @triton.jit

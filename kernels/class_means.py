@@ -46,12 +46,12 @@ def class_means_reference(
     """Plain PyTorch specification of `class_means`.
 
     Args:
-        images: [N] how many images each row stands for, by default one; k: seed vectors added up in each of them.
+        images: [N, 1] how many images each row stands for, by default one; k: seed vectors added up in each of them.
     """
     labels = mask_ignored(labels, ignore_index)
     same = same_class(labels)
     first = (earlier(same) == 0) & (labels != IGNORED_LABEL)
-    members = same if images is None else same * images.long()
+    members = same if images is None else same * images.T.long()
     counts = torch.where(first, members.sum(1), 0)
     # Each image is added to its class's first row: a NaN stays in its class, as it would not in a matrix product.
     row = torch.where(labels != IGNORED_LABEL, first_true(same), torch.arange(len(labels), device=labels.device))
@@ -113,14 +113,15 @@ def means_of_rows(rows: Rows, k: int, centers: Tensor, distance: Distance) -> tu
         return *of_class, *center_gap_reference(of_class.means, of_class.labels, centers, distance)
     images, channels = rows.sums.shape
     chunks, sizes = channel_chunks(channels)
-    out = *_outputs(rows.sums[:, None], rows.labels), rows.sums.new_empty(images, channels)
-    squares = rows.sums.new_empty(images, chunks)
+    means, gaps = (rows.sums.new_empty(images, channels) for _ in range(2))
+    labels, counts = (rows.labels.new_empty(images) for _ in range(2))
+    out = means, labels, counts, gaps, rows.sums.new_empty(images, chunks)
     _class_means[images, chunks](
-        rows.sums, rows.labels, rows.images, centers, *out, squares, images, k, channels, len(centers),
+        rows.sums, rows.labels, rows.images, centers, *out, images, k, channels, len(centers),
         1, rows.sums.stride(0), 0, 1, rows.labels.stride(0), rows.images.stride(0), *centers.stride(),
         SQUARED=distance == "squared_l2", BLOCK_N=label_block(images), BLOCK_R=BLOCK_R, **sizes,
     )  # fmt: skip
-    return *out, squares
+    return out
 
 
 def _forward(values: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

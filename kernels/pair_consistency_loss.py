@@ -194,8 +194,8 @@ def pair_rows(values: Tensor, labels: Tensor, groups: Tensor | None, distance: D
     squares = torch.where(leads[:, None], _apart(values, partners, distance).square().sum(-1), 0.0)
     rows.squares[:, ::chunks] = squares if distance == "l2" else squares.sum(1, keepdim=True)
     for part, value in (
-        (rows.sums, values.to(buffer.dtype).sum(1)), (rows.pairs, leads), (rows.images, labels != IGNORED_LABEL),
-        (rows.labels, labels),
+        (rows.sums, values.to(buffer.dtype).sum(1)), (rows.labels, labels),
+        (rows.pairs, leads[:, None]), (rows.images, (labels != IGNORED_LABEL)[:, None]),
     ):  # fmt: skip
         part.copy_(value)
     return partners, buffer
