@@ -71,9 +71,9 @@ def new_rows(like: Tensor, images: int, channels: int, k: int, distance: Distanc
 
 def unpack(rows: Tensor, channels: int, k: int, distance: Distance) -> Rows:
     """The parts of rows that `new_rows` made."""
-    squares = terms_of(k, distance) * channel_chunks(channels)[0]
-    parts = rows.split([channels, squares, 1, 1, rows.shape[1] - channels - squares - 2], 1)
-    return Rows(*parts[:4], rows.view(torch.int64)[:, -1])
+    size = terms_of(k, distance) * channel_chunks(channels)[0]
+    sums, squares, pairs, images, _ = rows.split([channels, size, 1, 1, rows.shape[1] - channels - size - 2], 1)
+    return Rows(sums, squares, pairs, images, rows.view(torch.int64)[:, -1])
 
 
 @triton.jit

@@ -140,8 +140,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward: loss, count, gaps [N, D] and their squares [N, chunks]."""
     if not (runs_triton(means) and means.numel()):
-        loss = center_loss_reference(means, labels, centers, distance, "mean" if mean else "sum")
-        return *loss, *center_gap_reference(means, labels, centers, distance)
+        loss, count = center_loss_reference(means, labels, centers, distance, "mean" if mean else "sum")
+        return loss, count, *center_gap_reference(means, labels, centers, distance)
     loss, count, gaps, squares = _outputs(means, labels, centers, distance, mean)
     (rows, channels), (chunks, sizes), squared = means.shape, channel_chunks(means.shape[1]), distance == "squared_l2"
     labels = labels.contiguous()
@@ -191,10 +191,19 @@ def mean_gradients(
     return torch.where(within(labels, classes)[:, None], gradient * directions, 0.0).to(dtype)
 
 
-def _center_gradients(*arguments: Any) -> Tensor:
+def _center_gradients(
+    gradient: Tensor,
+    count: Tensor,
+    gaps: Tensor,
+    labels: Tensor,
+    squares: Tensor,
+    classes: int,
+    distance: Distance,
+    mean: bool,
+    dtype: torch.dtype,
+) -> Tensor:
     """Gradient [Y, D] of the centers, dense: rows of one class are added in fp32, where GC has one row a class."""
-    _, _, gaps, labels, _, classes, *_, dtype = arguments
-    to_means = mean_gradients(*arguments[:-1], gaps.dtype)
+    to_means = mean_gradients(gradient, count, gaps, labels, squares, classes, distance, mean, gaps.dtype)
     # Rows out of range have gradient 0. Sorted, not atomic: the same bits in every run.
     row = labels.clamp(0, classes - 1).long()
     return gaps.new_zeros(classes, gaps.shape[1]).index_put((row,), -to_means, accumulate=True).to(dtype)

@@ -207,9 +207,9 @@ def _forward(
     """Launch the forward: loss, count, partners int32 [N], and squares [N, T·chunks] with the count of pairs behind."""
     images, k, channels = values.shape
     if not (runs_triton(values) and values.numel()):
-        loss = pair_consistency_loss_reference(values, labels, groups, distance, "mean" if mean else "sum")
+        loss, count = pair_consistency_loss_reference(values, labels, groups, distance, "mean" if mean else "sum")
         partners, rows = pair_rows(values, labels, groups, distance)
-        return *loss, partners, rows[:, channels : channels + _squares(values, distance) + 1].clone()
+        return loss, count, partners, rows[:, channels : channels + _squares(values, distance) + 1].clone()
     squared, (chunks, sizes) = distance == "squared_l2", channel_chunks(channels)
     loss, count, partners, squares = _outputs(values, labels, groups, distance, mean)
     pairs, width = squares[:, -1], squares.shape[1]
