@@ -28,7 +28,7 @@ from ._pairs import IGNORED, Rows, channel_chunks, find_class, label_block
 from ._triton import runs_triton, tl, triton
 from .center_loss import center_gap, center_gap_reference
 
-# Rows added at a time: 16 × 512 values are 64 registers a thread, and 80 images of one class are five rounds.
+# Rows added at a time: 16 × 256 values are 16 registers a thread, and 80 images of one class are five rounds.
 BLOCK_R = 16
 
 
