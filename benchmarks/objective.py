@@ -140,13 +140,13 @@ def loops(batch: Batch, bank: Bank) -> Outcome:
     members: dict[int, list[Tensor]] = {}
     for label, vector in zip(batch.labels.tolist(), vectors, strict=True):
         members.setdefault(label, []).append(vector)
-    pairs, pulls, means = [], [], {}
+    pairs, gaps, means = [], [], {}
     for label, images in members.items():
         pairs += [(a - b).square().sum(1).mean() for a, b in zip(images[0::2], images[1::2], strict=True)]
         mean = torch.stack(images).mean((0, 1))
-        pulls.append((mean - bank.centers[label]).square().sum())
+        gaps.append((mean - bank.centers[label]).square().sum())
         means[label] = mean.detach()
-    sc, gc = torch.stack(pairs).mean(), torch.stack(pulls).mean()
+    sc, gc = torch.stack(pairs).mean(), torch.stack(gaps).mean()
     (dense,) = torch.autograd.grad((sc, gc), batch.features, batch.weights)
     for label, mean in means.items():
         rate = math.exp(-ALPHA * bank.steps[label].item())
@@ -205,15 +205,14 @@ def judge(outcome: Outcome, batch: Batch, before: Bank, after: Bank) -> float:
     if not bool((flat.gather(1, indices) >= low + 0.995 * THRESHOLD * (high - low)).all()):
         raise ValueError("drew a pixel below the threshold")
     seeds = gather(batch.features.detach(), indices).double().requires_grad_()
-    sc, pairs = pair_consistency_loss_reference(seeds, batch.labels)
+    sc, _ = pair_consistency_loss_reference(seeds, batch.labels)
     of_class = class_means_reference(seeds, batch.labels)
-    gc, classes = center_loss_reference(of_class.means, of_class.labels, before.centers.double())
-    sc, gc = sc / pairs, gc / classes
-    (pull,) = torch.autograd.grad((sc, gc), seeds, tuple(weight.double() for weight in batch.weights))
+    gc, _ = center_loss_reference(of_class.means, of_class.labels, before.centers.double())
+    (to_seeds,) = torch.autograd.grad((sc, gc), seeds, tuple(weight.double() for weight in batch.weights))
 
     # A pixel drawn more than once gets the sum.
     repeats = (indices[:, :, None] == indices[:, None, :]).double()
-    columns = gather(batch.gradient, indices).double() + repeats @ pull
+    columns = gather(batch.gradient, indices).double() + repeats @ to_seeds
     changed = (outcome.gradient != batch.gradient).any(1).flatten(1)
     if bool(changed.scatter(1, indices, False).any()):
         raise ValueError("changed the gradient of a pixel that was not drawn")

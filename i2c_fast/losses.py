@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .kernels import Slots, inter_image_loss, sample_pixels, update_centers
+from .kernels import IGNORED_LABEL, Slots, inter_image_loss, sample_pixels, update_centers
 from .kernels._common import Distance, check_distance, check_same, check_tensor
 from .kernels.sample_pixels import SeedChoice
-from .ranks import shared_inter_image_loss
+from .ranks import RankExchange
 
 CenterUpdate = Literal["momentum", "backprop"]
 
@@ -26,27 +26,28 @@ class InterImageTerms(NamedTuple):
 class InterImageLoss(nn.Module):
     """Stochastic and global consistency of I²C (ECCV 2020, sections 3.1–3.3), with the class centers it needs.
 
-    In training mode each forward draws seeds, returns SC and GC against the centers as they stand, and remembers the
-    class means; `commit` then moves the centers (Eq. 3, 4) and advances the random step. By default that happens at the
-    next forward or in `state_dict()`, so a plain loop needs no extra call. In evaluation mode nothing changes. A step
-    captured as a CUDA graph calls `commit` itself, inside the graph: an update pending from outside of it would be
+    In training mode each forward draws seed pixels, returns SC and GC against the centers as they stand, and remembers
+    the class means; `commit` then moves the centers (Eq. 3, 4) and advances the random step. By default that happens at
+    the next forward or in `state_dict()`, so a plain loop needs no extra call. In evaluation mode nothing changes. A
+    step captured as a CUDA graph calls `commit` itself, inside the graph: an update pending from outside of it would be
     replayed for ever.
 
     Args:
         num_classes: Y. feature_dim: D.
-        k: seeds an image. threshold: δ. alpha: decay of the centers' rate (Eq. 4).
+        k: seed pixels an image. threshold: δ. alpha: decay of the centers' rate (Eq. 4).
         distance: ``squared_l2`` (the paper) or ``l2`` (the released choice; λ does not transfer between them).
         seed_choice: ``random`` (the paper) or ``first`` (the released choice).
         center_update: ``momentum`` (Eq. 3), or ``backprop``: the centers are a parameter (ablation of section 4.3).
-        seed: of the centers' initial values and of all draws.
+        seed: random seed of the centers' initial values and of all draws.
         auto_commit: False leaves the call of `commit` after each optimizer step to the training loop.
-        process_group: ranks that share out each batch, equally many images each, such as ``torch.distributed.group.
+        process_group: ranks that divide each batch, equally many images each, such as ``torch.distributed.group.
             WORLD``. Terms, bank and gradients are then those of the whole batch: averaged over ranks, as
             DistributedDataParallel does, the gradients are those of one rank with all images (see `ranks`). An image
             pairs inside its rank alone. None: the rank's own images are the batch.
+        ignore_index: label of images that take no part.
 
-    State: ``centers`` fp32 [Y, D], ``steps`` int64 [Y] and ``draws`` int64 [2] (seed, step). Keep the module outside
-    DistributedDataParallel, whose buffer broadcast would overwrite every rank's centers.
+    State: ``centers`` fp32 [Y, D], ``steps`` int64 [Y] and ``draws`` int64 [2] (random seed, step). Keep the module
+    outside DistributedDataParallel, whose buffer broadcast would overwrite every rank's centers.
 
     Raises:
         ValueError: an argument out of range.
@@ -69,6 +70,7 @@ class InterImageLoss(nn.Module):
         seed: int = 0,
         auto_commit: bool = True,
         process_group: dist.ProcessGroup | None = None,
+        ignore_index: int = IGNORED_LABEL,
     ) -> None:
         super().__init__()
         check_distance(distance)
@@ -84,7 +86,8 @@ class InterImageLoss(nn.Module):
             )
         self.k, self.threshold, self.alpha = k, threshold, alpha
         self.distance, self.seed_choice, self.center_update = distance, seed_choice, center_update
-        self.auto_commit, self.process_group = auto_commit, process_group
+        self.auto_commit, self.process_group, self.ignore_index = auto_commit, process_group, ignore_index
+        self._exchange = None if process_group is None else RankExchange(process_group, num_classes)
         centers = torch.randn(num_classes, feature_dim, generator=torch.Generator().manual_seed(seed))
         if center_update == "backprop":
             self.centers = nn.Parameter(centers)
@@ -110,10 +113,10 @@ class InterImageLoss(nn.Module):
             features: [N, D, H, W] the backbone's output F; tokens [N, T, D] are the view
                 ``tokens.transpose(1, 2).unsqueeze(-1)``.
             maps: [N, H, W] the label's class maps, raw or normalized; taken as constants.
-            labels: [N] integer; −100 ignores an image, another one outside 0…Y−1 makes GC NaN.
+            labels: [N] integer; one outside 0…Y−1 makes GC NaN, unless it is `ignore_index`.
             slots: from `kernels.tap`, see there.
-            image_ids: [N] place in the global batch, for draws that do not depend on how it is divided; by default
-                that of ranks which hold it one after the other.
+            image_ids: [N] index in the global batch, for draws that do not depend on how it is divided; by default
+                ranks hold it one after the other.
             groups: [N] images pair only inside a group; a class-paired batch gives its slot numbers.
 
         Returns:
@@ -130,18 +133,17 @@ class InterImageLoss(nn.Module):
             if not self.auto_commit:
                 raise RuntimeError("auto_commit=False: call commit() after the optimizer step, before the next forward")
             self.commit()
-        group = self.process_group
-        if group is not None and image_ids is None:
-            image_ids = torch.arange(len(labels), device=labels.device) + dist.get_rank(group) * len(labels)
+        if self.process_group is not None and image_ids is None:
+            first = dist.get_rank(self.process_group) * len(labels)
+            image_ids = torch.arange(first, first + len(labels), device=labels.device)
         indices, counts = sample_pixels(maps, self.k, self.threshold, self.draws, image_ids, self.seed_choice)
-        chosen = features, indices, labels, self.centers
-        if group is None:
-            sums = inter_image_loss(*chosen, slots=slots, groups=groups, distance=self.distance, reduction="mean")
-        else:
-            sums = shared_inter_image_loss(*chosen, group, slots=slots, groups=groups, distance=self.distance)
+        out = inter_image_loss(
+            features, indices, labels, self.centers, slots=slots, groups=groups, distance=self.distance,
+            ignore_index=self.ignore_index, exchange=self._exchange,
+        )  # fmt: skip
         if self.training:
-            self._pending = sums.class_means.labels, sums.class_means.means
-        return InterImageTerms(sums.sc, sums.gc, counts)
+            self._pending = out.class_means.labels, out.class_means.means
+        return InterImageTerms(out.sc, out.gc, counts)
 
     @torch.no_grad()
     def commit(self, found_inf: Tensor | None = None) -> None:

@@ -9,7 +9,7 @@ from ._common import IGNORED_LABEL
 from .center_loss import center_loss, center_loss_reference
 from .class_means import ClassMeans, class_means, class_means_reference
 from .gather_pixels import Slots, gather_pixels, gather_pixels_reference, tap
-from .inter_image_loss import InterImageSums, inter_image_loss, inter_image_loss_reference
+from .inter_image_loss import InterImageOutput, inter_image_loss, inter_image_loss_reference
 from .label_cam import label_cam, label_cam_reference
 from .normalize_cam import normalize_cam, normalize_cam_reference
 from .pair_consistency_loss import pair_consistency_loss, pair_consistency_loss_reference
@@ -21,7 +21,7 @@ from .update_centers import update_centers, update_centers_reference
 __all__ = [
     "IGNORED_LABEL",
     "ClassMeans",
-    "InterImageSums",
+    "InterImageOutput",
     "Slots",
     "center_loss",
     "center_loss_reference",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Distance = Literal["squared_l2", "l2"]
+Reduction = Literal["mean", "sum"]
 
 IGNORED_LABEL = -100
 L2_EPS = 1e-6
@@ -37,8 +38,8 @@ def check_same(name: str, size: int, other_name: str, other_size: int) -> None:
 def check_device(**tensors: Tensor | None) -> None:
     """Raise ValueError, naming each device, unless all given tensors are on one device."""
     if len({tensor.device for tensor in tensors.values() if tensor is not None}) > 1:
-        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items() if tensor is not None)
-        raise ValueError(f"tensors must share one device, got {places}")
+        devices = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items() if tensor is not None)
+        raise ValueError(f"tensors must share one device, got {devices}")
 
 
 def check_labels(labels: Tensor, classes: int, ignore_index: int = IGNORED_LABEL) -> None:
@@ -57,10 +58,18 @@ def check_indices(indices: Tensor, pixels: int) -> None:
             raise ValueError(f"index {int(wrong[0])} is outside 0…{pixels - 1}")
 
 
-def check_distance(distance: str) -> None:
-    """Raise ValueError unless `distance` is one of the two that exist."""
-    if distance not in get_args(Distance):
-        raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, got {distance!r}")
+def check_distance(distance: str, reduction: str = "mean") -> None:
+    """Raise ValueError unless `distance` and `reduction` are of those that exist."""
+    for name, choice, choices in (("distance", distance, Distance), ("reduction", reduction, Reduction)):
+        if choice not in get_args(choices):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {choice!r}")
+
+
+def mask_ignored(labels: Tensor, ignore_index: int) -> Tensor:
+    """Labels in which −100 is what is ignored; a −100 that is not becomes −1, which is out of range as well."""
+    if ignore_index == IGNORED_LABEL:
+        return labels
+    return labels.masked_fill(labels == IGNORED_LABEL, -1).masked_fill(labels == ignore_index, IGNORED_LABEL)
 
 
 def describe(tensor: Tensor) -> str:

@@ -1,10 +1,15 @@
-"""Who belongs together in a batch: what the kernels of SC, class means, GC and their fused form share.
+"""Who belongs together in a batch, and the rows that ranks exchange: what the kernels of SC, class means and GC share.
 
 A program finds its image's partner and class itself, by comparing labels a block at a time: for the few hundred images
 of a batch that costs less than the launch that would prepare a table.
 """
 
-from ._common import IGNORED_LABEL, L2_EPS
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._common import IGNORED_LABEL, L2_EPS, Distance
 from ._triton import cdiv, next_power_of_2, tl, triton
 
 IGNORED = tl.constexpr(IGNORED_LABEL)
@@ -12,18 +17,17 @@ EPS = tl.constexpr(L2_EPS)
 
 
 def channel_chunks(channels: int) -> tuple[int, dict[str, int]]:
-    """How many programs share the channels of an image, and their block, warps and registers.
+    """How many programs divide the channels of an image, and their block and warps.
 
-    A quarter of the channels each, 128 to 512 of them, makes 80 images 320 programs on 132 SMs. 168 registers a thread
-    leave room for three programs on an SM; ptxas, left alone, spills a few registers to make room for more.
+    128 or 256 of them each make 80 images of 2048 channels 640 programs on 132 SMs.
     """
-    block = min(max(next_power_of_2(channels) // 4, 128), 512)
-    return cdiv(channels, block), {"BLOCK_D": block, "num_warps": 4, "maxnreg": 168}
+    block = 256 if channels > 512 else 128
+    return cdiv(max(channels, 1), block), {"BLOCK_D": block, "num_warps": block // 32}
 
 
-def seed_block(seeds: int) -> int:
-    """Seeds held at a time: 4 × 512 values of an image and as many of its partner are 32 registers a thread."""
-    return min(next_power_of_2(seeds), 4)
+def seed_block(k: int) -> int:
+    """Seed vectors held at a time: of 4, with as many of the partner, ptxas spills some for one more block on an SM."""
+    return min(next_power_of_2(k), 2)
 
 
 def label_block(images: int) -> int:
@@ -31,14 +35,50 @@ def label_block(images: int) -> int:
     return min(next_power_of_2(images), 1024)
 
 
+def chunk_block(chunks: int) -> int:
+    """Chunks of channels whose squares are added at a time: one a thread of two warps at most."""
+    return min(next_power_of_2(chunks), 64)
+
+
 def total_sizes(chunks: int) -> dict[str, int]:
-    """Blocks and warps of the kernels that add up all terms in one program: 8 values a thread at a time."""
-    return {"BLOCK": 2048, "BLOCK_C": min(next_power_of_2(chunks), 256), "num_warps": 8}
+    """Blocks and warps of the kernel that adds up all terms in one program: 2 values a thread at a time."""
+    return {"BLOCK": 512, "BLOCK_C": chunk_block(chunks), "num_warps": 8}
+
+
+class Rows(NamedTuple):
+    """What SC, GC and the class means of a batch need of each image: views of one buffer, which ranks exchange.
+
+    A row may also stand for several images of one class, whose numbers are added up.
+    """
+
+    sums: Tensor  # [M, D] sum of the seed vectors
+    squares: Tensor  # [M, T·chunks] squares of the pair that the image leads, T = 1 for squared_l2 and K for l2
+    pairs: Tensor  # [M, 1] how many pairs the image leads, 1 or 0
+    images: Tensor  # [M, 1] how many images the row stands for
+    labels: Tensor  # int64 [M]
+
+
+def terms_of(k: int, distance: Distance) -> int:
+    """Terms of an image's SC: l2 takes the root of each seed vector's squares."""
+    return k if distance == "l2" else 1
+
+
+def new_rows(like: Tensor, images: int, channels: int, k: int, distance: Distance) -> Tensor:
+    """Memory for `Rows`, each a multiple of 16 bytes, in the dtype of `like`; the last 8 bytes are the label."""
+    width = channels + terms_of(k, distance) * channel_chunks(channels)[0] + 4
+    return like.new_empty(images, (width + 3) // 4 * 4)
+
+
+def unpack(rows: Tensor, channels: int, k: int, distance: Distance) -> Rows:
+    """The parts of rows that `new_rows` made."""
+    size = terms_of(k, distance) * channel_chunks(channels)[0]
+    sums, squares, pairs, images, _ = rows.split([channels, size, 1, 1, rows.shape[1] - channels - size - 2], 1)
+    return Rows(sums, squares, pairs, images, rows.view(torch.int64)[:, -1])
 
 
 @triton.jit
-def find_partner(p_labels, p_groups, i_image, images, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Place of the image this one pairs with inside its (class, group), or −1."""
+def find_partner(p_labels, p_groups, i_image, images, BLOCK_N: tl.constexpr):
+    """Index of the image this one pairs with inside its (class, group), or −1."""
     label = tl.load(p_labels + i_image)
     b_earlier = tl.zeros([BLOCK_N], tl.int32)
     b_before = tl.full([BLOCK_N], -1, tl.int32)
@@ -61,47 +101,39 @@ def find_partner(p_labels, p_groups, i_image, images, BLOCK_N: tl.constexpr):  #
 
 
 @triton.jit
-def find_class(p_labels, i_image, images, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Label of an image, place of the first image of its class, −1 if it is ignored, and how many the class has."""
-    label = tl.load(p_labels + i_image).to(tl.int64)
-    b_first = tl.zeros([BLOCK_N], tl.int32) + images
+def find_class(p_labels, p_images, label, rows, s_label, s_images, BLOCK_N: tl.constexpr):
+    """First row with this label, `rows` if there is none, and how many images all rows with it stand for.
+
+    Without `p_images` each row is one image.
+    """
+    b_first = tl.zeros([BLOCK_N], tl.int32) + rows
     b_count = tl.zeros([BLOCK_N], tl.int32)
-    for start in range(0, images, BLOCK_N):
-        o_image = start + tl.arange(0, BLOCK_N)
-        m_image = o_image < images
-        m_same = m_image & (tl.load(p_labels + o_image, mask=m_image, other=0).to(tl.int64) == label)
-        b_first = tl.minimum(b_first, tl.where(m_same, o_image, images))
-        b_count += m_same.to(tl.int32)
-    return label, tl.where(label == IGNORED, -1, tl.min(b_first, 0)), tl.sum(b_count, 0)
+    for start in range(0, rows, BLOCK_N):
+        o_row = start + tl.arange(0, BLOCK_N)
+        m_row = o_row < rows
+        m_same = m_row & (tl.load(p_labels + o_row.to(tl.int64) * s_label, mask=m_row, other=0).to(tl.int64) == label)
+        b_first = tl.minimum(b_first, tl.where(m_same, o_row, rows))
+        if p_images is None:
+            b_count += m_same.to(tl.int32)
+        else:
+            b_count += tl.load(p_images + o_row.to(tl.int64) * s_images, mask=m_same, other=0.0).to(tl.int32)
+    return tl.min(b_first, 0), tl.sum(b_count, 0)
 
 
 @triton.jit
-def next_of_class(p_labels, label, i_image, images, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Place of the first image of class `label` after `i_image`, or `images`."""
-    found = tl.zeros([], tl.int32) + images
-    start = i_image + 1
-    while (start < images) & (found == images):
-        o_image = start + tl.arange(0, BLOCK_N)
-        m_image = o_image < images
-        m_same = m_image & (tl.load(p_labels + o_image, mask=m_image, other=0).to(tl.int64) == label)
-        found = tl.min(tl.where(m_same, o_image, images), 0)
-        start += BLOCK_N
-    return found
-
-
-@triton.jit
-def load_seeds(  # type: ignore[no-untyped-def]
+def load_seeds(
     p_values, p_indices, i_image, o_seed, o_channel, m_tile,
-    seeds, pixels, width, s_image, s_channel, s_row, s_column,
+    k, pixels, width, s_image, s_channel, s_row, s_column,
 ):  # fmt: skip
-    """Seed vectors of an image as [BLOCK_K, BLOCK_D] fp32, 0 where masked.
+    """[BLOCK_K, BLOCK_D] seed vectors of an image in fp32; NaN at an index outside of the map, 0 outside of `m_tile`.
 
-    With `p_indices` they are pixels of a feature map, and one outside of it gives NaN. Without, the values [N, K, D]
-    are a map of K rows and one column.
+    `p_values` is a map of `pixels` and `p_indices` [N, K] says where its seeds are; seed vectors, without `p_indices`,
+    are a map of K rows and one column. Image −1, nobody's partner, has no indices; `m_tile` leaves out its values.
     """
     b_index = o_seed
     if p_indices is not None:
-        b_index = tl.load(p_indices + i_image.to(tl.int64) * seeds + o_seed, mask=o_seed < seeds, other=0)
+        m_index = (o_seed < k) & (i_image >= 0)
+        b_index = tl.load(p_indices + i_image.to(tl.int64) * k + o_seed, mask=m_index, other=0)
     m_inside = (b_index >= 0) & (b_index < pixels)
     b_pixel = tl.where(m_inside, b_index, 0)
     o_pixel = (b_pixel // width).to(tl.int64) * s_row + (b_pixel % width).to(tl.int64) * s_column
@@ -111,41 +143,52 @@ def load_seeds(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def total_parts(  # type: ignore[no-untyped-def]
-    p_parts, p_lengths, rows, chunks, SQUARED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
-):  # fmt: skip
-    """Sum of the terms whose squares lie in `p_parts` [rows, chunks]; for l2 their roots, also kept in `p_lengths`."""
-    BLOCK_R: tl.constexpr = BLOCK // BLOCK_C
-    b_total = tl.zeros([BLOCK_R], tl.float32)
-    for start in range(0, rows, BLOCK_R):
-        o_row = (start + tl.arange(0, BLOCK_R)).to(tl.int64)
-        b_term = tl.zeros([BLOCK_R], tl.float32)
-        for first in range(0, chunks, BLOCK_C):
-            o_chunk = first + tl.arange(0, BLOCK_C)
-            m_part = (o_row < rows)[:, None] & (o_chunk < chunks)[None, :]
-            b_term += tl.sum(tl.load(p_parts + o_row[:, None] * chunks + o_chunk[None, :], mask=m_part, other=0.0), 1)
-        if not SQUARED:
-            b_term = tl.sqrt_rn(b_term)
-            tl.store(p_lengths + o_row, b_term, mask=o_row < rows)
-        b_total += b_term
+def sum_squares(p_squares, m_term, chunks, BLOCK_C: tl.constexpr):
+    """[…] sums over the chunks of channels of the terms at `p_squares`; 0 outside of `m_term`."""
+    b_sum = tl.zeros(m_term.shape, tl.float32)
+    for start in range(0, chunks, BLOCK_C):
+        o_chunk = start + tl.arange(0, BLOCK_C)
+        m_part = m_term[:, None] & (o_chunk < chunks)[None, :]
+        b_sum += tl.sum(tl.load(p_squares[:, None] + o_chunk[None, :], mask=m_part, other=0.0), 1)
+    return b_sum
+
+
+@triton.jit
+def _total_terms(
+    p_squares, terms, terms_in_row, chunks, s_row, SQUARED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Sum of the terms whose squares are given, of their roots for l2."""
+    BLOCK_T: tl.constexpr = BLOCK // BLOCK_C
+    b_total = tl.zeros([BLOCK_T], tl.float32)
+    for start in range(0, terms, BLOCK_T):
+        o_term = start + tl.arange(0, BLOCK_T)
+        p_term = p_squares + (o_term // terms_in_row).to(tl.int64) * s_row + o_term % terms_in_row * chunks
+        b_term = sum_squares(p_term, o_term < terms, chunks, BLOCK_C)
+        b_total += b_term if SQUARED else tl.sqrt_rn(b_term)
     return tl.sum(b_total, 0)
 
 
 @triton.jit
-def count_pairs(p_partners, images, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How many images lead a pair."""
-    b_count = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, images, BLOCK):
-        o_image = start + tl.arange(0, BLOCK)
-        b_count += (tl.load(p_partners + o_image, mask=o_image < images, other=-1) > o_image).to(tl.int32)
-    return tl.sum(b_count, 0)
-
-
-@triton.jit
-def count_classes(p_labels, images, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How many rows carry a label."""
-    b_count = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, images, BLOCK):
-        o_image = start + tl.arange(0, BLOCK)
-        b_count += (tl.load(p_labels + o_image, mask=o_image < images, other=IGNORED) != IGNORED).to(tl.int32)
-    return tl.sum(b_count, 0)
+def total_losses(
+    p_pair_squares, p_row_pairs, p_center_squares, p_class_labels, p_sc, p_pairs, p_gc, p_classes,
+    rows, k, terms, chunks, s_row, SQUARED: tl.constexpr, MEAN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """SC and the count of pairs, GC and the count of classes, or one of both: one program, so a sum has one order."""
+    b_pairs, b_classes = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
+    for start in range(0, rows, BLOCK):
+        o_row = (start + tl.arange(0, BLOCK)).to(tl.int64)
+        if p_sc is not None:
+            b_pairs += tl.load(p_row_pairs + o_row * s_row, mask=o_row < rows, other=0.0).to(tl.int32)
+        if p_gc is not None:
+            b_label = tl.load(p_class_labels + o_row, mask=o_row < rows, other=IGNORED)
+            b_classes += (b_label != IGNORED).to(tl.int32)
+    if p_sc is not None:
+        sc = _total_terms(p_pair_squares, rows * terms, terms, chunks, s_row, SQUARED, BLOCK, BLOCK_C) / k
+        pairs = tl.sum(b_pairs, 0)
+        tl.store(p_sc, sc / tl.maximum(pairs, 1) if MEAN else sc)
+        tl.store(p_pairs, pairs.to(tl.int64))
+    if p_gc is not None:
+        gc = _total_terms(p_center_squares, rows, 1, chunks, chunks, SQUARED, BLOCK, BLOCK_C)
+        classes = tl.sum(b_classes, 0)
+        tl.store(p_gc, (gc / tl.maximum(classes, 1) if MEAN else gc).to(p_gc.dtype.element_ty))
+        tl.store(p_classes, classes.to(tl.int64))

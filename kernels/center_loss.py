@@ -1,8 +1,8 @@
-"""Global consistency (GC): the class means of a batch are pulled towards the centers of the whole data set.
+"""Global consistency (GC): the class means of a batch are drawn to the centers of the whole data set.
 
     L_gc = 1/|Y_B| Σ_{y ∈ Y_B} ‖a^y − w^y‖²                                                        (Eq. 5)
 
-In PyTorch: ``(means - centers[labels]).square().sum(-1).sum()``.
+In PyTorch: ``(means - centers[labels]).square().sum(-1).mean()``.
 """
 
 from typing import Any
@@ -15,49 +15,48 @@ from ._common import (
     IGNORED_LABEL,
     L2_EPS,
     Distance,
+    Reduction,
     accumulation_dtype,
     check_device,
     check_distance,
     check_labels,
     check_same,
     check_tensor,
+    mask_ignored,
     measure,
     within,
 )
 from ._ops import define_op
-from ._pairs import (
-    EPS,
-    IGNORED,
-    channel_chunks,
-    count_classes,
-    find_class,
-    label_block,
-    next_of_class,
-    total_parts,
-    total_sizes,
-)
+from ._pairs import EPS, IGNORED, channel_chunks, chunk_block, sum_squares, total_losses, total_sizes
 from ._triton import runs_triton, tl, triton
 
 
 def center_loss_reference(
-    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance = "squared_l2"
+    means: Tensor,
+    labels: Tensor,
+    centers: Tensor,
+    distance: Distance = "squared_l2",
+    reduction: Reduction = "mean",
+    *,
+    ignore_index: int = IGNORED_LABEL,
 ) -> tuple[Tensor, Tensor]:
     """Plain PyTorch specification of `center_loss`."""
+    labels = mask_ignored(labels, ignore_index)
     present = labels != IGNORED_LABEL
     rows = centers[labels.clamp(0, len(centers) - 1)].to(means.dtype)
     difference = torch.where(present[:, None], means - rows, 0.0)
     difference = torch.where((present & ~within(labels, len(centers)))[:, None], torch.nan, difference)
-    return torch.where(present, measure(difference, distance), 0.0).sum(), present.sum()
+    total, count = torch.where(present, measure(difference, distance), 0.0).sum(), present.sum()
+    return total / count.clamp(min=1) if reduction == "mean" else total, count
 
 
 @triton.jit
-def center_slope(  # type: ignore[no-untyped-def]
+def center_gap(
     b_mean, p_centers, label, present, o_channel, channels, classes, s_center, s_center_channel, SQUARED: tl.constexpr
-):  # fmt: skip
-    """[BLOCK_D] direction of a class's gradient, and the sum of squares of mean − center over these channels.
+):
+    """[BLOCK_D] mean − center, plus 1e-6 for l2, and the sum of its squares over these channels.
 
-    The direction is 2(a − w) for squared_l2, and for l2 a − w + 1e-6, still to be divided by its length. A class that
-    is not `present` has 0 and 0, one out of range 0 and NaN.
+    A class that is not `present` has 0 and 0, one out of range 0 and NaN.
     """
     known = present & (label >= 0) & (label < classes)
     m_known = (o_channel < channels) & known
@@ -66,27 +65,28 @@ def center_slope(  # type: ignore[no-untyped-def]
     if not SQUARED:
         b_gap += EPS
     b_gap = tl.where(m_known, b_gap, 0.0)
-    part = tl.where(present & (known == 0), float("nan"), tl.sum(b_gap * b_gap, 0))
-    return (2.0 * b_gap if SQUARED else b_gap), part
+    return b_gap, tl.where(present & (known == 0), float("nan"), tl.sum(b_gap * b_gap, 0))
 
 
 @triton.jit
-def center_pull(  # type: ignore[no-untyped-def]
-    p_slopes, p_lengths, scale, label, row, o_channel, channels, classes, SQUARED: tl.constexpr
+def center_gradient(
+    p_gaps, p_squares, scale, label, row, o_channel, channels, classes, chunks,
+    SQUARED: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_D] gradient of `scale`·distance with respect to the mean in `row`; 0 for a label out of range."""
     known = (label >= 0) & (label < classes)
-    b_slope = tl.load(
-        p_slopes + row.to(tl.int64) * channels + o_channel, mask=(o_channel < channels) & known, other=0.0
-    )
-    if not SQUARED:
-        b_slope = b_slope / tl.load(p_lengths + row, mask=known, other=1.0)
-    return tl.where(known, scale * b_slope, 0.0)
+    m_known = (o_channel < channels) & known
+    b_gap = tl.load(p_gaps + row.to(tl.int64) * channels + o_channel, mask=m_known, other=0.0)
+    if SQUARED:
+        return tl.where(known, scale * 2.0 * b_gap, 0.0)
+    b_row = tl.zeros([1], tl.int64) + row
+    b_square = sum_squares(p_squares + b_row * chunks, known & (b_row >= 0), chunks, BLOCK_C)
+    return tl.where(known, scale * b_gap / tl.sqrt_rn(b_square), 0.0)
 
 
 @triton.jit
-def _center_parts(  # type: ignore[no-untyped-def]
-    p_means, p_labels, p_centers, p_parts, p_slopes,
+def _center_gaps(
+    p_means, p_labels, p_centers, p_squares, p_gaps,
     channels, classes, s_mean, s_mean_channel, s_center, s_center_channel,
     SQUARED: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -98,203 +98,189 @@ def _center_parts(  # type: ignore[no-untyped-def]
     present = label != IGNORED
     p_mean = p_means + i_row * s_mean + o_channel.to(tl.int64) * s_mean_channel
     b_mean = tl.load(p_mean, mask=m_channel & present, other=0.0).to(tl.float32)
-    b_slope, part = center_slope(
+    b_gap, squares = center_gap(
         b_mean, p_centers, label, present, o_channel, channels, classes, s_center, s_center_channel, SQUARED
     )
-    tl.store(p_slopes + i_row * channels + o_channel, b_slope, mask=m_channel)
-    tl.store(p_parts + i_row * tl.num_programs(1) + i_chunk, part)
+    tl.store(p_gaps + i_row * channels + o_channel, b_gap, mask=m_channel)
+    tl.store(p_squares + i_row * tl.num_programs(1) + i_chunk, squares)
 
 
 @triton.jit
-def _center_total(  # type: ignore[no-untyped-def]
-    p_parts, p_labels, p_lengths, p_total, p_count, rows, chunks,
-    SQUARED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+def _center_backward(
+    p_grad, p_count, p_gaps, p_labels, p_squares, p_out, channels, classes, chunks,
+    SQUARED: tl.constexpr, MEAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One program, so that the sum has one order."""
-    total = total_parts(p_parts, p_lengths, rows, chunks, SQUARED, BLOCK, BLOCK_C)
-    tl.store(p_total, total.to(p_total.dtype.element_ty))
-    tl.store(p_count, count_classes(p_labels, rows, BLOCK).to(tl.int64))
-
-
-@triton.jit
-def _center_backward(  # type: ignore[no-untyped-def]
-    p_grad, p_slopes, p_labels, p_lengths, p_out, channels, classes, SQUARED: tl.constexpr, BLOCK_D: tl.constexpr
-):  # fmt: skip
+    """One program a row and chunk of channels."""
     i_row = tl.program_id(0)
     o_channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     label = tl.load(p_labels + i_row).to(tl.int64)
     scale = tl.load(p_grad).to(tl.float32)
-    b_pull = center_pull(p_slopes, p_lengths, scale, label, i_row, o_channel, channels, classes, SQUARED)
+    if MEAN:
+        scale /= tl.maximum(tl.load(p_count), 1).to(tl.float32)
+    b_grad = center_gradient(
+        p_gaps, p_squares, scale, label, i_row, o_channel, channels, classes, chunks, SQUARED, BLOCK_C
+    )
     p_row = p_out + i_row.to(tl.int64) * channels + o_channel
-    tl.store(p_row, b_pull.to(p_out.dtype.element_ty), mask=o_channel < channels)
+    tl.store(p_row, b_grad.to(p_out.dtype.element_ty), mask=o_channel < channels)
 
 
-@triton.jit
-def _center_backward_to_centers(  # type: ignore[no-untyped-def]
-    p_grad, p_slopes, p_labels, p_lengths, p_out, rows, channels, classes,
-    SQUARED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """The first row of each label writes the sum over all of them into the zero-filled gradient of the centers."""
-    i_row = tl.program_id(0)
-    o_channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    label, first, _ = find_class(p_labels, i_row, rows, BLOCK_N)
-    scale = tl.load(p_grad).to(tl.float32)
-    b_sum = tl.zeros([BLOCK_D], tl.float32)
-    i_member = tl.where(first == i_row, i_row, rows)
-    while i_member < rows:
-        b_sum -= center_pull(p_slopes, p_lengths, scale, label, i_member, o_channel, channels, classes, SQUARED)
-        i_member = next_of_class(p_labels, label, i_member, rows, BLOCK_N)
-    m_write = (o_channel < channels) & (first == i_row) & (label >= 0) & (label < classes)
-    tl.store(p_out + label * channels + o_channel, b_sum.to(p_out.dtype.element_ty), mask=m_write)
+def center_gap_reference(means: Tensor, labels: Tensor, centers: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:
+    """What `center_gap` computes, for all rows: gaps [N, D] and squares [N, chunks], all of them in the first chunk."""
+    dtype = accumulation_dtype(means.dtype)
+    gaps = means.to(dtype) - centers[labels.clamp(0, len(centers) - 1)].to(dtype)
+    known = within(labels, len(centers))
+    gaps = torch.where(known[:, None], gaps + L2_EPS if distance == "l2" else gaps, 0.0)
+    squares = gaps.new_zeros(len(gaps), channel_chunks(means.shape[1])[0])
+    squares[:, 0] = torch.where((labels != IGNORED_LABEL) & ~known, torch.nan, gaps.square().sum(1))
+    return gaps, squares
 
 
-def center_forward(
-    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance
+def _forward(
+    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the forward: sum, count, slopes [N, D] as in `center_slope` and, for l2, the distances [N]."""
-    rows, channels = means.shape
-    squared = distance == "squared_l2"
+    """Launch the forward: loss, count, gaps [N, D] and their squares [N, chunks]."""
     if not (runs_triton(means) and means.numel()):
-        total, count = center_loss_reference(means, labels, centers, distance)
-        dtype = accumulation_dtype(means.dtype)
-        gap = means.to(dtype) - centers[labels.clamp(0, len(centers) - 1)].to(dtype)
-        slopes = torch.where(within(labels, len(centers))[:, None], 2 * gap if squared else gap + L2_EPS, 0.0)
-        lengths = slopes.new_empty(0) if squared else slopes.square().sum(1).sqrt()
-        return total, count, slopes, lengths
-    total, count, slopes, lengths = _outputs(means, labels, centers, distance)
-    chunks, sizes = channel_chunks(channels)
-    parts = slopes.new_empty(rows, chunks)
+        loss, count = center_loss_reference(means, labels, centers, distance, "mean" if mean else "sum")
+        return loss, count, *center_gap_reference(means, labels, centers, distance)
+    loss, count, gaps, squares = _outputs(means, labels, centers, distance, mean)
+    (rows, channels), (chunks, sizes), squared = means.shape, channel_chunks(means.shape[1]), distance == "squared_l2"
     labels = labels.contiguous()
-    _center_parts[rows, chunks](
-        means, labels, centers, parts, slopes, channels, len(centers), *means.stride(), *centers.stride(),
+    _center_gaps[rows, chunks](
+        means, labels, centers, squares, gaps, channels, len(centers), *means.stride(), *centers.stride(),
         SQUARED=squared, **sizes,
     )  # fmt: skip
-    _center_total[1,](parts, labels, lengths, total, count, rows, chunks, SQUARED=squared, **total_sizes(chunks))
-    return total, count, slopes, lengths
+    total_losses[1,](
+        None, None, squares, labels, None, None, loss, count, rows, 1, 1, chunks, 0,
+        SQUARED=squared, MEAN=mean, **total_sizes(chunks),
+    )  # fmt: skip
+    return loss, count, gaps, squares
 
 
 def _outputs(
-    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance
+    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    slopes = means.new_empty(means.shape, dtype=accumulation_dtype(means.dtype))
-    lengths = slopes.new_empty(0 if distance == "squared_l2" else means.shape[0])
-    return means.new_empty(()), labels.new_empty((), dtype=torch.int64), slopes, lengths
+    gaps = means.new_empty(means.shape, dtype=accumulation_dtype(means.dtype))
+    squares = gaps.new_empty(means.shape[0], channel_chunks(means.shape[1])[0])
+    return means.new_empty(()), labels.new_empty((), dtype=torch.int64), gaps, squares
 
 
-def _pulls(gradient: Tensor, slopes: Tensor, labels: Tensor, lengths: Tensor, classes: int, squared: bool) -> Tensor:
-    """What `center_pull` computes, for all rows."""
-    directions = slopes if squared else slopes / lengths[:, None]
-    return torch.where(within(labels, classes)[:, None], gradient * directions, 0.0)
-
-
-def center_backward(
+def mean_gradients(
     gradient: Tensor,
-    slopes: Tensor,
+    count: Tensor,
+    gaps: Tensor,
     labels: Tensor,
-    lengths: Tensor,
+    squares: Tensor,
     classes: int,
     distance: Distance,
+    mean: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Launch the backward: gradient [N, D] of the means from that of the sum."""
-    squared = distance == "squared_l2"
-    if not (runs_triton(slopes) and slopes.numel()):
-        return _pulls(gradient, slopes, labels, lengths, classes, squared).to(dtype)
-    rows, channels = slopes.shape
-    out = torch.empty(rows, channels, dtype=dtype, device=slopes.device)
+    """Launch the backward: gradient [N, D] of the means from that of the loss."""
+    rows, channels = gaps.shape
     chunks, sizes = channel_chunks(channels)
-    _center_backward[rows, chunks](
-        gradient, slopes, labels.contiguous(), lengths, out, channels, classes,
-        SQUARED=squared, **sizes,
-    )  # fmt: skip
-    return out
+    squared = distance == "squared_l2"
+    if runs_triton(gaps) and gaps.numel():
+        out = torch.empty(rows, channels, dtype=dtype, device=gaps.device)
+        _center_backward[rows, chunks](
+            gradient, count, gaps, labels.contiguous(), squares, out, channels, classes, chunks,
+            SQUARED=squared, MEAN=mean, BLOCK_C=chunk_block(chunks), **sizes,
+        )  # fmt: skip
+        return out
+    gradient = gradient / count.clamp(min=1) if mean else gradient
+    directions = 2 * gaps if squared else gaps / squares.sum(1, keepdim=True).sqrt()
+    return torch.where(within(labels, classes)[:, None], gradient * directions, 0.0).to(dtype)
 
 
-def _backward_to_centers(
+def _center_gradients(
     gradient: Tensor,
-    slopes: Tensor,
+    count: Tensor,
+    gaps: Tensor,
     labels: Tensor,
-    lengths: Tensor,
+    squares: Tensor,
     classes: int,
     distance: Distance,
+    mean: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Launch the backward to the centers: dense [Y, D], zero but for the rows present."""
-    squared = distance == "squared_l2"
-    if not (runs_triton(slopes) and slopes.numel()):
-        pulls = _pulls(gradient, slopes, labels, lengths, classes, squared)
-        out = slopes.new_zeros(classes, slopes.shape[1])
-        return out.index_add(0, labels.clamp(0, classes - 1), -pulls).to(dtype)
-    rows, channels = slopes.shape
-    out = torch.zeros(classes, channels, dtype=dtype, device=slopes.device)
-    chunks, sizes = channel_chunks(channels)
-    _center_backward_to_centers[rows, chunks](
-        gradient, slopes, labels.contiguous(), lengths, out, rows, channels, classes,
-        SQUARED=squared, BLOCK_N=label_block(rows), **sizes,
-    )  # fmt: skip
-    return out
+    """Gradient [Y, D] of the centers, dense: rows of one class are added in fp32, where GC has one row a class."""
+    to_means = mean_gradients(gradient, count, gaps, labels, squares, classes, distance, mean, gaps.dtype)
+    # Rows out of range have gradient 0. Sorted, not atomic: the same bits in every run.
+    row = labels.clamp(0, classes - 1).long()
+    return gaps.new_zeros(classes, gaps.shape[1]).index_put((row,), -to_means, accumulate=True).to(dtype)
 
 
 _op = define_op(
-    "center_loss(Tensor means, Tensor labels, Tensor centers, str distance) -> (Tensor, Tensor, Tensor, Tensor)",
-    center_forward,
+    "center_loss(Tensor means, Tensor labels, Tensor centers, str distance, bool mean)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
     _outputs,
 )
 _BACKWARD_ARGUMENTS = (
-    "(Tensor gradient, Tensor slopes, Tensor labels, Tensor lengths, SymInt classes, str distance, ScalarType dtype)"
+    "(Tensor gradient, Tensor count, Tensor gaps, Tensor labels, Tensor squares, SymInt classes, str distance,"
+    " bool mean, ScalarType dtype) -> Tensor"
 )
 _op_backward = define_op(
-    f"center_loss_backward{_BACKWARD_ARGUMENTS} -> Tensor",
-    center_backward,
-    lambda gradient, slopes, labels, lengths, classes, distance, dtype: slopes.new_empty(slopes.shape, dtype=dtype),
+    f"center_loss_backward{_BACKWARD_ARGUMENTS}",
+    mean_gradients,
+    lambda gradient, count, gaps, *rest: gaps.new_empty(gaps.shape, dtype=rest[-1]),
 )
 backward_to_centers = define_op(
-    f"center_loss_backward_to_centers{_BACKWARD_ARGUMENTS} -> Tensor",
-    _backward_to_centers,
-    lambda gradient, slopes, labels, lengths, classes, distance, dtype: slopes.new_empty(
-        classes, slopes.shape[1], dtype=dtype
+    f"center_loss_backward_to_centers{_BACKWARD_ARGUMENTS}",
+    _center_gradients,
+    lambda gradient, count, gaps, labels, squares, classes, *rest: gaps.new_empty(
+        classes, gaps.shape[1], dtype=rest[-1]
     ),
 )
 
 
 class _CenterLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, means: Tensor, labels: Tensor, centers: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:
-        total, count, slopes, lengths = _op(means, labels, centers, distance)
+    def forward(
+        ctx: Any, means: Tensor, labels: Tensor, centers: Tensor, distance: Distance, mean: bool
+    ) -> tuple[Tensor, Tensor]:
+        loss, count, gaps, squares = _op(means, labels, centers, distance, mean)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(count)
         # Not the centers: they may have moved when backward comes.
-        ctx.save_for_backward(slopes, labels, lengths)
-        ctx.classes, ctx.distance, ctx.dtypes = len(centers), distance, (means.dtype, centers.dtype)
-        return total, count
+        ctx.save_for_backward(count, gaps, labels, squares)
+        ctx.settings, ctx.dtypes = (len(centers), distance, mean), (means.dtype, centers.dtype)
+        return loss, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradients[0] is None:
-            return None, None, None, None
-        saved = (gradients[0], *ctx.saved_tensors, ctx.classes, ctx.distance)
+            return None, None, None, None, None
+        saved = (gradients[0], *ctx.saved_tensors, *ctx.settings)
         to_means = _op_backward(*saved, ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
         to_centers = backward_to_centers(*saved, ctx.dtypes[1]) if ctx.needs_input_grad[2] else None
-        return to_means, None, to_centers, None
+        return to_means, None, to_centers, None, None
 
 
 def center_loss(
-    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance = "squared_l2"
+    means: Tensor,
+    labels: Tensor,
+    centers: Tensor,
+    distance: Distance = "squared_l2",
+    reduction: Reduction = "mean",
+    *,
+    ignore_index: int = IGNORED_LABEL,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of distances of class means to their centers, and how many classes there are.
+    """Distance of class means to their centers, and how many classes there are.
 
     Args:
-        means: [N, D] floating point; rows labelled −100 do not count (see `class_means`).
-        labels: [N] integer class of each row, −100 to ignore it; another one outside 0…Y−1 makes the sum NaN.
+        means: [N, D] floating point, a row a class (see `class_means`).
+        labels: [N] integer class of each row; one outside 0…Y−1 makes the loss NaN.
         centers: [Y, D]; takes a gradient only if it requires one (centers trained by back-propagation, section 4.3).
         distance: ``squared_l2`` (Eq. 5) or ``l2`` (the released choice).
+        reduction: ``mean`` over the classes (0 without a class), or ``sum``.
+        ignore_index: label of rows that do not count.
 
     Returns:
-        Scalar sum in the dtype of `means`, differentiable, and the int64 scalar count of classes.
+        Scalar loss in the dtype of `means`, differentiable, and the int64 scalar count of classes.
 
     Raises:
-        ValueError: distance, shapes, dtypes or devices that do not fit.
+        ValueError: distance, reduction, shapes, dtypes or devices that do not fit.
     """
     check_tensor("means", means, 2)
     check_tensor("labels", labels, 1, integer=True)
@@ -302,7 +288,8 @@ def center_loss(
     check_same("len(labels)", len(labels), "len(means)", len(means))
     check_same("means.shape[1]", means.shape[1], "centers.shape[1]", centers.shape[1])
     check_device(means=means, labels=labels, centers=centers)
-    check_distance(distance)
+    check_distance(distance, reduction)
+    labels = mask_ignored(labels, ignore_index)
     check_labels(labels, len(centers))
-    total, count = _CenterLoss.apply(means, labels, centers, distance)
-    return total, count
+    loss, count = _CenterLoss.apply(means, labels, centers, distance, reduction == "mean")
+    return loss, count

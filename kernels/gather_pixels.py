@@ -57,7 +57,7 @@ def gather_pixels_reference(features: Tensor, indices: Tensor) -> Tensor:
 
 
 @triton.jit
-def _gather_pixels(  # type: ignore[no-untyped-def]
+def _gather_pixels(
     p_features, p_indices, p_out,
     k, d, width, pixels, stride_image, stride_d, stride_row, stride_column, stride_indices_image, stride_indices_k,
     BLOCK: tl.constexpr,

@@ -1,8 +1,8 @@
-"""Stochastic consistency (SC): seeds of two images of one class are pulled together.
+"""Stochastic consistency (SC): seed vectors of two images of one class are drawn together.
 
     L_sc(i, j) = 1/K Σ_k ‖v_i^k − v_j^k‖²                                                          (Eq. 1)
 
-In PyTorch, for pairs in adjacent places: ``(v[0::2] - v[1::2]).square().sum(-1).mean(-1).sum()``.
+In PyTorch, for pairs of adjacent images: ``(v[0::2] - v[1::2]).square().sum(-1).mean()``.
 """
 
 from typing import Any
@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._common import (
+    IGNORED_LABEL,
     L2_EPS,
     Distance,
+    Reduction,
     accumulation_dtype,
     check_device,
     check_distance,
@@ -21,151 +23,147 @@ from ._common import (
     check_tensor,
     earlier,
     first_true,
+    mask_ignored,
     measure,
     same_class,
 )
 from ._ops import define_op
 from ._pairs import (
     EPS,
+    IGNORED,
     channel_chunks,
-    count_pairs,
+    chunk_block,
     find_partner,
     label_block,
     load_seeds,
+    new_rows,
     seed_block,
-    total_parts,
+    sum_squares,
+    terms_of,
+    total_losses,
     total_sizes,
+    unpack,
 )
 from ._triton import runs_triton, tl, triton
 
 
 def pair_consistency_loss_reference(
-    values: Tensor, labels: Tensor, groups: Tensor | None = None, distance: Distance = "squared_l2"
+    values: Tensor,
+    labels: Tensor,
+    groups: Tensor | None = None,
+    distance: Distance = "squared_l2",
+    reduction: Reduction = "mean",
+    *,
+    ignore_index: int = IGNORED_LABEL,
 ) -> tuple[Tensor, Tensor]:
     """Plain PyTorch specification of `pair_consistency_loss`."""
-    same = same_class(labels)
+    same = same_class(mask_ignored(labels, ignore_index))
     if groups is not None:
         same = same & (groups[:, None] == groups)
-    place = earlier(same)
-    partners = same & (place % 2 == 0)[:, None] & (place == place[:, None] + 1)
+    order = earlier(same)
+    partners = same & (order % 2 == 0)[:, None] & (order == order[:, None] + 1)
     paired = partners.any(1)
     v = values.to(accumulation_dtype(values.dtype))
     difference = torch.where(paired[:, None, None], v - v[first_true(partners)], 0.0)
     per_pair = measure(difference, distance).mean(1)
-    return torch.where(paired, per_pair, 0.0).sum(), paired.sum()
+    total, count = torch.where(paired, per_pair, 0.0).sum(), paired.sum()
+    return total / count.clamp(min=1) if reduction == "mean" else total, count
 
 
 @triton.jit
-def write_pair_parts(  # type: ignore[no-untyped-def]
-    p_values, p_indices, p_copy, p_parts, i_image, partner, i_chunk, o_channel,
-    seeds, channels, pixels, width, s_image, s_channel, s_row, s_column,
-    SQUARED: tl.constexpr, BLOCK_K: tl.constexpr,
+def write_pair_rows(
+    p_values, p_indices, p_labels, p_groups, p_copy, p_sums, p_squares, p_pairs, p_images, p_row_labels, p_partners,
+    images, k, channels, pixels, width, s_image, s_channel, s_row, s_column, s_rows, s_row_label,
+    SQUARED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sums of squares of v_i − v_j over a chunk of channels, written by the image that leads a pair; others write 0.
+    """One program an image and chunk of channels: the squares of v_i − v_j if it leads a pair, 0 otherwise.
 
-    `p_parts` is [N, K, chunks] for l2, which takes the root of each seed, and [N, chunks] for squared_l2. The seed
-    vectors of `i_image` are also written to `p_copy` [N, K, D] if that is given.
+    Squares are [N, K, chunks] for l2, which takes the root of each seed's, and [N, 1, chunks] for squared_l2. With
+    `p_copy` [N, K, D] the seed vectors are written there, and the other parts of `Rows` as well.
     """
+    i_image, i_chunk = tl.program_id(0), tl.program_id(1)
     chunks = tl.num_programs(1)
+    o_channel = i_chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+    partner = find_partner(p_labels, p_groups, i_image, images, BLOCK_N)
+    o_row = i_image.to(tl.int64) * s_rows
     b_total = tl.zeros([BLOCK_K], tl.float32)
-    for start in range(0, seeds, BLOCK_K):
+    b_sum = tl.zeros([BLOCK_D], tl.float32)
+    for start in range(0, k, BLOCK_K):
         o_seed = start + tl.arange(0, BLOCK_K)
-        m_tile = (o_seed < seeds)[:, None] & (o_channel < channels)[None, :]
+        m_tile = (o_seed < k)[:, None] & (o_channel < channels)[None, :]
         m_pair = m_tile & (partner > i_image)
         b_own = load_seeds(
             p_values, p_indices, i_image, o_seed, o_channel, m_pair if p_copy is None else m_tile,
-            seeds, pixels, width, s_image, s_channel, s_row, s_column,
+            k, pixels, width, s_image, s_channel, s_row, s_column,
         )  # fmt: skip
         b_other = load_seeds(
             p_values, p_indices, partner, o_seed, o_channel, m_pair,
-            seeds, pixels, width, s_image, s_channel, s_row, s_column,
+            k, pixels, width, s_image, s_channel, s_row, s_column,
         )  # fmt: skip
-        o_row = i_image.to(tl.int64) * seeds + o_seed
         if p_copy is not None:
-            o_copy = o_row[:, None] * channels + o_channel[None, :]
+            o_copy = (i_image.to(tl.int64) * k + o_seed)[:, None] * channels + o_channel[None, :]
             tl.store(p_copy + o_copy, b_own.to(p_copy.dtype.element_ty), mask=m_tile)
+            b_sum += tl.sum(b_own, 0)
         b_apart = b_own - b_other if SQUARED else b_own - b_other + EPS
         b_square = tl.sum(tl.where(m_pair, b_apart * b_apart, 0.0), 1)
         if SQUARED:
             b_total += b_square
         else:
-            tl.store(p_parts + o_row * chunks + i_chunk, b_square, mask=o_seed < seeds)
+            tl.store(p_squares + o_row + o_seed * chunks + i_chunk, b_square, mask=o_seed < k)
     if SQUARED:
-        tl.store(p_parts + i_image.to(tl.int64) * chunks + i_chunk, tl.sum(b_total, 0))
+        tl.store(p_squares + o_row + i_chunk, tl.sum(b_total, 0))
+    tl.store(p_partners + i_image, partner, mask=i_chunk == 0)
+    tl.store(p_pairs + o_row, (partner > i_image).to(tl.float32), mask=i_chunk == 0)
+    if p_copy is not None:
+        label = tl.load(p_labels + i_image).to(tl.int64)
+        tl.store(p_sums + o_row + o_channel, b_sum, mask=o_channel < channels)
+        tl.store(p_images + o_row, (label != IGNORED).to(tl.float32), mask=i_chunk == 0)
+        tl.store(p_row_labels + i_image.to(tl.int64) * s_row_label, label, mask=i_chunk == 0)
 
 
 @triton.jit
-def pair_pull(  # type: ignore[no-untyped-def]
-    p_values, p_lengths, scale, i_image, partner, o_seed, o_channel, m_tile,
-    seeds, s_image, s_channel, s_seed, SQUARED: tl.constexpr,
+def pair_gradient(
+    p_values, p_squares, scale, i_image, partner, o_seed, o_channel, m_tile,
+    k, chunks, s_image, s_channel, s_seed, s_rows, SQUARED: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_K, BLOCK_D] gradient of `scale`·Σ_k of a pair's distances with respect to one of its two images."""
     m_pair = m_tile & (partner >= 0)
-    b_own = load_seeds(
-        p_values, None, i_image, o_seed, o_channel, m_pair, seeds, seeds, 1, s_image, s_channel, s_seed, 0
-    )
-    b_other = load_seeds(
-        p_values, None, partner, o_seed, o_channel, m_pair, seeds, seeds, 1, s_image, s_channel, s_seed, 0
-    )
-    b_pull = 2.0 * (b_own - b_other)
+    b_own = load_seeds(p_values, None, i_image, o_seed, o_channel, m_pair, k, k, 1, s_image, s_channel, s_seed, 0)
+    b_other = load_seeds(p_values, None, partner, o_seed, o_channel, m_pair, k, k, 1, s_image, s_channel, s_seed, 0)
+    b_grad = 2.0 * (b_own - b_other)
     if not SQUARED:
         leader = tl.minimum(i_image, partner).to(tl.int64)
-        m_seed = (o_seed < seeds) & (partner >= 0)
-        b_length = tl.load(p_lengths + leader * seeds + o_seed, mask=m_seed, other=1.0)
-        # The length is that of v_i − v_j + ε with i the leader: seen from j the offset is negative.
-        b_pull = (b_own - b_other + tl.where(partner > i_image, EPS, -EPS)) / b_length[:, None]
-    return tl.where(m_pair, scale * b_pull, 0.0)
+        m_seed = (o_seed < k) & (partner >= 0)
+        b_square = sum_squares(p_squares + leader * s_rows + o_seed * chunks, m_seed, chunks, BLOCK_C)
+        # The distance is that of v_i − v_j + ε with i the leader: seen from j the offset is negative.
+        b_grad = (b_own - b_other + tl.where(partner > i_image, EPS, -EPS)) / tl.sqrt_rn(b_square)[:, None]
+    return tl.where(m_pair, scale * b_grad, 0.0)
 
 
 @triton.jit
-def _pair_parts(  # type: ignore[no-untyped-def]
-    p_values, p_labels, p_groups, p_parts, p_partners,
-    images, seeds, channels, s_image, s_seed, s_channel,
-    SQUARED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+def _pair_backward(
+    p_grad, p_count, p_values, p_partners, p_squares, p_out, k, channels, chunks, s_image, s_seed, s_channel, s_rows,
+    SQUARED: tl.constexpr, MEAN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program an image and chunk of channels."""
-    i_image, i_chunk = tl.program_id(0), tl.program_id(1)
-    o_channel = i_chunk * BLOCK_D + tl.arange(0, BLOCK_D)
-    partner = find_partner(p_labels, p_groups, i_image, images, BLOCK_N)
-    tl.store(p_partners + i_image, partner, mask=i_chunk == 0)
-    write_pair_parts(
-        p_values, None, None, p_parts, i_image, partner, i_chunk, o_channel,
-        seeds, channels, seeds, 1, s_image, s_channel, s_seed, 0, SQUARED, BLOCK_K,
-    )  # fmt: skip
-
-
-@triton.jit
-def _pair_total(  # type: ignore[no-untyped-def]
-    p_parts, p_partners, p_lengths, p_total, p_count, images, rows, seeds, chunks,
-    SQUARED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """One program, so that the sum has one order."""
-    total = total_parts(p_parts, p_lengths, rows, chunks, SQUARED, BLOCK, BLOCK_C)
-    tl.store(p_total, total / seeds)
-    tl.store(p_count, count_pairs(p_partners, images, BLOCK).to(tl.int64))
-
-
-@triton.jit
-def _pair_backward(  # type: ignore[no-untyped-def]
-    p_grad, p_values, p_partners, p_lengths, p_out, seeds, channels, s_image, s_seed, s_channel,
-    SQUARED: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
     i_image = tl.program_id(0)
     o_channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     partner = tl.load(p_partners + i_image)
-    scale = tl.load(p_grad) / seeds
-    for start in range(0, seeds, BLOCK_K):
+    scale = tl.load(p_grad) / k
+    if MEAN:
+        scale /= tl.maximum(tl.load(p_count), 1).to(tl.float32)
+    for start in range(0, k, BLOCK_K):
         o_seed = start + tl.arange(0, BLOCK_K)
-        m_tile = (o_seed < seeds)[:, None] & (o_channel < channels)[None, :]
-        b_pull = pair_pull(
-            p_values, p_lengths, scale, i_image, partner, o_seed, o_channel, m_tile,
-            seeds, s_image, s_channel, s_seed, SQUARED,
+        m_tile = (o_seed < k)[:, None] & (o_channel < channels)[None, :]
+        b_grad = pair_gradient(
+            p_values, p_squares, scale, i_image, partner, o_seed, o_channel, m_tile,
+            k, chunks, s_image, s_channel, s_seed, s_rows, SQUARED, BLOCK_C,
         )  # fmt: skip
-        o_out = (i_image.to(tl.int64) * seeds + o_seed)[:, None] * channels + o_channel[None, :]
-        tl.store(p_out + o_out, b_pull.to(p_out.dtype.element_ty), mask=m_tile)
+        o_out = (i_image.to(tl.int64) * k + o_seed)[:, None] * channels + o_channel[None, :]
+        tl.store(p_out + o_out, b_grad.to(p_out.dtype.element_ty), mask=m_tile)
 
 
-def partners_reference(labels: Tensor, groups: Tensor | None) -> Tensor:
+def _partners(labels: Tensor, groups: Tensor | None) -> Tensor:
     """int32 [N] image that each one pairs with inside its (class, group), −1 where there is none."""
     same = same_class(labels)
     if groups is not None:
@@ -185,111 +183,148 @@ def _apart(values: Tensor, partners: Tensor, distance: Distance) -> Tensor:
     return torch.where((partners >= 0)[:, None, None], apart, 0.0)
 
 
-def pair_forward(
-    values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance
+def pair_rows(values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance) -> tuple[Tensor, Tensor]:
+    """What `write_pair_rows` writes, in plain PyTorch: partners int32 [N] and the buffer of `Rows`."""
+    (images, k, channels), chunks = values.shape, channel_chunks(values.shape[2])[0]
+    partners = _partners(labels, groups)
+    like = values.new_empty(0, dtype=accumulation_dtype(values.dtype))
+    buffer = new_rows(like, images, channels, k, distance).zero_()
+    rows = unpack(buffer, channels, k, distance)
+    leads = partners > torch.arange(images, device=labels.device)
+    squares = torch.where(leads[:, None], _apart(values, partners, distance).square().sum(-1), 0.0)
+    rows.squares[:, ::chunks] = squares if distance == "l2" else squares.sum(1, keepdim=True)
+    for part, value in (
+        (rows.sums, values.to(buffer.dtype).sum(1)), (rows.labels, labels),
+        (rows.pairs, leads[:, None]), (rows.images, (labels != IGNORED_LABEL)[:, None]),
+    ):  # fmt: skip
+        part.copy_(value)
+    return partners, buffer
+
+
+def _forward(
+    values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the forward: sum, count, partners int32 [N] and, for l2, the distances [N, K] of the images that lead."""
-    images, seeds, channels = values.shape
+    """Launch the forward: loss, count, partners int32 [N], and squares [N, T·chunks] with the count of pairs behind."""
+    images, k, channels = values.shape
     if not (runs_triton(values) and values.numel()):
-        total, count = pair_consistency_loss_reference(values, labels, groups, distance)
-        partners = partners_reference(labels, groups)
-        lengths = _apart(values, partners, distance).square().sum(-1).sqrt() if distance == "l2" else total.new_empty(0)
-        return total, count, partners, lengths
-    squared = distance == "squared_l2"
-    total, count, partners, lengths = _outputs(values, labels, groups, distance)
-    chunks, sizes = channel_chunks(channels)
-    rows = images if squared else images * seeds
-    parts = total.new_empty(rows, chunks)
-    _pair_parts[images, chunks](
-        values, labels.contiguous(), None if groups is None else groups.contiguous(), parts, partners,
-        images, seeds, channels, *values.stride(), SQUARED=squared,
-        BLOCK_N=label_block(images), BLOCK_K=seed_block(seeds), **sizes,
+        loss, count = pair_consistency_loss_reference(values, labels, groups, distance, "mean" if mean else "sum")
+        partners, rows = pair_rows(values, labels, groups, distance)
+        return loss, count, partners, rows[:, channels : channels + _squares(values, distance) + 1].clone()
+    squared, (chunks, sizes) = distance == "squared_l2", channel_chunks(channels)
+    loss, count, partners, squares = _outputs(values, labels, groups, distance, mean)
+    pairs, width = squares[:, -1], squares.shape[1]
+    write_pair_rows[images, chunks](
+        values, None, labels.contiguous(), None if groups is None else groups.contiguous(), None, None, squares, pairs,
+        None, None, partners, images, k, channels, k, 1, values.stride(0), values.stride(2), values.stride(1), 0,
+        width, 0, SQUARED=squared, BLOCK_N=label_block(images), BLOCK_K=seed_block(k), **sizes,
     )  # fmt: skip
-    _pair_total[1,](
-        parts, partners, lengths, total, count, images, rows, seeds, chunks, SQUARED=squared, **total_sizes(chunks)
-    )
-    return total, count, partners, lengths
+    total_losses[1,](
+        squares, pairs, None, None, loss, count, None, None, images, k, terms_of(k, distance), chunks, width,
+        SQUARED=squared, MEAN=mean, **total_sizes(chunks),
+    )  # fmt: skip
+    return loss, count, partners, squares
+
+
+def _squares(values: Tensor, distance: Distance) -> int:
+    return terms_of(values.shape[1], distance) * channel_chunks(values.shape[2])[0]
 
 
 def _outputs(
-    values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance
+    values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = values.new_empty((), dtype=accumulation_dtype(values.dtype))
-    lengths = total.new_empty(values.shape[:2] if distance == "l2" else 0)
-    return total, labels.new_empty((), dtype=torch.int64), labels.new_empty(labels.shape[0], dtype=torch.int32), lengths
+    loss = values.new_empty((), dtype=accumulation_dtype(values.dtype))
+    squares = loss.new_empty(values.shape[0], _squares(values, distance) + 1)
+    return loss, labels.new_empty((), dtype=torch.int64), labels.new_empty(labels.shape[0], dtype=torch.int32), squares
 
 
-def pair_backward(gradient: Tensor, values: Tensor, partners: Tensor, lengths: Tensor, distance: Distance) -> Tensor:
-    """Launch the backward: gradient of `values` from that of the sum."""
-    images, seeds, channels = values.shape
+def value_gradients(
+    gradient: Tensor,
+    count: Tensor,
+    values: Tensor,
+    partners: Tensor,
+    squares: Tensor,
+    distance: Distance,
+    mean: bool,
+) -> Tensor:
+    """Launch the backward: gradient of `values` from that of the loss."""
+    images, k, channels = values.shape
+    chunks, sizes = channel_chunks(channels)
     if runs_triton(values) and values.numel():
         out = torch.empty(values.shape, dtype=values.dtype, device=values.device)
-        chunks, sizes = channel_chunks(channels)
         _pair_backward[images, chunks](
-            gradient, values, partners, lengths, out, seeds, channels, *values.stride(),
-            SQUARED=distance == "squared_l2", BLOCK_K=seed_block(seeds), **sizes,
+            gradient, count, values, partners, squares, out, k, channels, chunks, *values.stride(), squares.stride(0),
+            SQUARED=distance == "squared_l2", MEAN=mean, BLOCK_K=seed_block(k), BLOCK_C=chunk_block(chunks), **sizes,
         )  # fmt: skip
         return out
+    gradient = gradient / count.clamp(min=1) if mean else gradient
     apart = _apart(values, partners, distance)
-    pull = 2 * apart if distance == "squared_l2" else apart / lengths[..., None]
-    return torch.where((partners >= 0)[:, None, None], gradient / seeds * pull, 0.0).to(values.dtype)
+    direction = 2 * apart
+    if distance == "l2":
+        leaders = torch.minimum(partners, torch.arange(images, device=partners.device)).clamp(min=0)
+        direction = apart / squares[leaders, : k * chunks].unflatten(1, (k, chunks)).sum(2, keepdim=True).sqrt()
+    return torch.where((partners >= 0)[:, None, None], gradient / k * direction, 0.0).to(values.dtype)
 
 
 _op = define_op(
-    "pair_consistency_loss(Tensor values, Tensor labels, Tensor? groups, str distance)"
+    "pair_consistency_loss(Tensor values, Tensor labels, Tensor? groups, str distance, bool mean)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
-    pair_forward,
+    _forward,
     _outputs,
 )
 _op_backward = define_op(
-    "pair_consistency_loss_backward(Tensor gradient, Tensor values, Tensor partners, Tensor lengths, str distance)"
-    " -> Tensor",
-    pair_backward,
-    lambda gradient, values, *_: torch.empty(values.shape, dtype=values.dtype, device=values.device),
+    "pair_consistency_loss_backward(Tensor gradient, Tensor count, Tensor values, Tensor partners, Tensor squares,"
+    " str distance, bool mean) -> Tensor",
+    value_gradients,
+    lambda gradient, count, values, *_: torch.empty(values.shape, dtype=values.dtype, device=values.device),
 )
 
 
 class _PairConsistencyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance
+        ctx: Any, values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance, mean: bool
     ) -> tuple[Tensor, Tensor]:
-        total, count, partners, lengths = _op(values, labels, groups, distance)
+        loss, count, partners, squares = _op(values, labels, groups, distance, mean)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(count)
-        ctx.save_for_backward(values, partners, lengths)
-        ctx.distance = distance
-        return total, count
+        ctx.save_for_backward(count, values, partners, squares)
+        ctx.settings = distance, mean
+        return loss, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        values, partners, lengths = ctx.saved_tensors
-        gradient = gradients[0]
-        pull = None if gradient is None else _op_backward(gradient, values, partners, lengths, ctx.distance)
-        return pull, None, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        to_values = None if gradients[0] is None else _op_backward(gradients[0], *ctx.saved_tensors, *ctx.settings)
+        return to_values, None, None, None, None
 
 
 def pair_consistency_loss(
-    values: Tensor, labels: Tensor, groups: Tensor | None = None, distance: Distance = "squared_l2"
+    values: Tensor,
+    labels: Tensor,
+    groups: Tensor | None = None,
+    distance: Distance = "squared_l2",
+    reduction: Reduction = "mean",
+    *,
+    ignore_index: int = IGNORED_LABEL,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of Eq. 1 over the pairs of a batch, and how many pairs there are.
+    """Eq. 1 over the pairs of a batch, and how many pairs there are.
 
     Inside each (class, group) the first image pairs with the second, the third with the fourth and so on, in batch
-    order; the k-th seed meets the k-th. An image left over, or labelled −100, has no pair.
+    order; the k-th seed vector meets the k-th. An image left over has no pair.
 
     Args:
         values: [N, K, D] seed vectors, floating point.
         labels: [N] integer classes.
         groups: [N] integer; images of different groups never pair (a class-paired batch gives its slot numbers).
         distance: ``squared_l2`` (Eq. 1) or ``l2`` (the released choice).
+        reduction: ``mean`` over the pairs (0 without a pair), or ``sum``, to be divided by the count of all ranks.
+        ignore_index: label of images that have no pair.
 
     Returns:
-        Scalar sum in fp32 (fp64 for fp64 input), differentiable in `values`, and the int64 scalar count. Divide one by
-        the other for the mean; with several ranks divide by the global count.
+        Scalar loss in fp32 (fp64 for fp64 input), differentiable in `values`, and the int64 scalar count of pairs.
 
     Raises:
-        ValueError: distance, shapes, dtypes or devices that do not fit.
+        ValueError: distance, reduction, shapes, dtypes or devices that do not fit.
     """
     check_tensor("values", values, 3)
     check_tensor("labels", labels, 1, integer=True)
@@ -298,6 +333,7 @@ def pair_consistency_loss(
         check_tensor("groups", groups, 1, integer=True)
         check_same("len(groups)", len(groups), "len(values)", len(values))
     check_device(values=values, labels=labels, groups=groups)
-    check_distance(distance)
-    total, count = _PairConsistencyLoss.apply(values, labels, groups, distance)
-    return total, count
+    check_distance(distance, reduction)
+    labels = mask_ignored(labels, ignore_index)
+    loss, count = _PairConsistencyLoss.apply(values, labels, groups, distance, reduction == "mean")
+    return loss, count

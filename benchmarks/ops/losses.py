@@ -19,18 +19,19 @@ def _values(size: Size, device: torch.device) -> Tensor:
 def pair_consistency_loss(size: Size, device: torch.device) -> Problem:
     def eager(values: Tensor, _: Tensor) -> Outputs:
         values = values.float()
-        return ((values[0::2] - values[1::2]).square().sum(-1).mean(-1).sum(),)
+        return ((values[0::2] - values[1::2]).square().sum(-1).mean(),)
 
     def loops(values: Tensor, labels: Tensor) -> Outputs:
         images = values.float().unbind()
-        pairs = [p for places in places_by_class(labels).values() for p in zip(places[0::2], places[1::2], strict=True)]
-        return (torch.stack([(images[i] - images[j]).square().sum(1).mean() for i, j in pairs]).sum(),)
+        classes = places_by_class(labels).values()
+        pairs = [pair for members in classes for pair in zip(members[0::2], members[1::2], strict=True)]
+        return (torch.stack([(images[i] - images[j]).square().sum(1).mean() for i, j in pairs]).mean(),)
 
-    providers = {
-        "loops": loops, "eager": eager, "fused": lambda v, labels: kernels.pair_consistency_loss(v, labels)[:1]
-    }  # fmt: skip
+    def fused(values: Tensor, labels: Tensor) -> Outputs:
+        return kernels.pair_consistency_loss(values, labels)[:1]
+
     return Problem(
-        (_values(size, device), size.labels(device)), providers,
+        (_values(size, device), size.labels(device)), {"loops": loops, "eager": eager, "fused": fused},
         lambda values, labels: kernels.pair_consistency_loss_reference(values, labels)[:1],
         row_bytes(size), 2 * row_bytes(size),
     )  # fmt: skip
@@ -42,13 +43,13 @@ def class_means(size: Size, device: torch.device) -> Problem:
     def eager(values: Tensor, labels: Tensor) -> Outputs:
         same = labels[:, None] == labels
         leads = same.tril(-1).sum(1) == 0
-        share = (same & leads[:, None]).float() / same.sum(1, keepdim=True)
-        return (share @ values.float().mean(1),)
+        fraction = (same & leads[:, None]).float() / same.sum(1, keepdim=True)
+        return (fraction @ values.float().mean(1),)
 
     def loops(values: Tensor, labels: Tensor) -> Outputs:
         means = torch.zeros_like(values[:, 0], dtype=torch.float32)
-        for places in places_by_class(labels).values():
-            means[places[0]] = torch.stack([values[i] for i in places]).float().mean((0, 1))
+        for members in places_by_class(labels).values():
+            means[members[0]] = torch.stack([values[i] for i in members]).float().mean((0, 1))
         return (means,)
 
     providers = {"loops": loops, "eager": eager, "fused": lambda v, labels: kernels.class_means(v, labels)[:1]}
@@ -74,11 +75,11 @@ def center_loss(size: Size, device: torch.device) -> Problem:
 
     def eager(means: Tensor, labels: Tensor, centers: Tensor) -> Outputs:
         gap = (means - centers[labels.clamp(min=0)]).square().sum(-1)
-        return (torch.where(labels >= 0, gap, 0.0).sum(),)
+        return (torch.where(labels >= 0, gap, 0.0).sum() / (labels >= 0).sum(),)
 
     def loops(means: Tensor, labels: Tensor, centers: Tensor) -> Outputs:
         present = [(i, y) for i, y in enumerate(labels.tolist()) if y >= 0]
-        return (torch.stack([(means[i] - centers[y]).square().sum() for i, y in present]).sum(),)
+        return (torch.stack([(means[i] - centers[y]).square().sum() for i, y in present]).mean(),)
 
     providers = {"loops": loops, "eager": eager, "fused": lambda *inputs: kernels.center_loss(*inputs)[:1]}
     return Problem(
@@ -127,27 +128,27 @@ def inter_image_loss(size: Size, device: torch.device) -> Problem:
         values = gather(features, indices.long()).float()
         same = (labels[:, None] == labels).float()
         means = same @ values.mean(1) / same.sum(1, keepdim=True)
-        sc = (values[0::2] - values[1::2]).square().sum(-1).mean(-1).sum()
-        return sc, ((means - centers[labels]).square().sum(-1) / same.sum(1)).sum()
+        sc = (values[0::2] - values[1::2]).square().sum(-1).mean()
+        members = same.sum(1)
+        return sc, ((means - centers[labels]).square().sum(-1) / members).sum() / (1 / members).sum()
 
     def loops(features: Tensor, indices: Tensor, labels: Tensor, centers: Tensor) -> Outputs:
-        sums = []
+        distances, gaps = [], []
         images = zip(features.unbind(), indices, strict=True)
         values = [image.flatten(1)[:, i].t().float() for image, i in images]
-        for label, places in places_by_class(labels).items():
-            pairs = zip(places[0::2], places[1::2], strict=True)
-            sc = torch.stack([(values[i] - values[j]).square().sum(1).mean() for i, j in pairs]).sum()
-            mean = torch.stack([values[i] for i in places]).mean((0, 1))
-            sums.append(torch.stack([sc, (mean - centers[label]).square().sum()]))
-        return tuple(torch.stack(sums).sum(0))
+        for label, members in places_by_class(labels).items():
+            pairs = zip(members[0::2], members[1::2], strict=True)
+            distances += [(values[i] - values[j]).square().sum(1).mean() for i, j in pairs]
+            gaps.append((torch.stack([values[i] for i in members]).mean((0, 1)) - centers[label]).square().sum())
+        return torch.stack(distances).mean(), torch.stack(gaps).mean()
 
     def fused(*inputs: Tensor) -> Outputs:
-        sums = kernels.inter_image_loss(*inputs)
-        return sums.sc, sums.gc
+        out = kernels.inter_image_loss(*inputs)
+        return out.sc, out.gc
 
     def truth(*inputs: Tensor) -> Outputs:
-        sums = kernels.inter_image_loss_reference(*inputs)
-        return sums.sc, sums.gc
+        out = kernels.inter_image_loss_reference(*inputs)
+        return out.sc, out.gc
 
     return Problem(
         (features, indices, size.labels(device), make_bank(size, device).centers),

@@ -16,21 +16,22 @@ def test_worked_example() -> None:
     # Class 2: (1, 2) − (4, 6) = (−3, −4): 25. Class 0: (0, 1) − (1, 1) = (−1, 0): 1. Sum 26 over 2 classes.
     means = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
     centers = torch.tensor([[1.0, 1.0], [99.0, 99.0], [4.0, 6.0]])
-    total, count = center_loss(means, torch.tensor([2, 0]), centers)
+    total, count = center_loss(means, torch.tensor([2, 0]), centers, reduction="sum")
     assert (total.item(), count.item()) == (26.0, 2)
+    assert center_loss(means, torch.tensor([2, 0]), centers)[0].item() == 13.0
 
 
 def test_worked_example_of_the_released_distance() -> None:
     # The same differences: 5 + 1 = 6, up to the offset of 1e-6
     means = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
     centers = torch.tensor([[1.0, 1.0], [99.0, 99.0], [4.0, 6.0]])
-    assert center_loss(means, torch.tensor([2, 0]), centers, "l2")[0].item() == pytest.approx(6, abs=1e-5)
+    assert center_loss(means, torch.tensor([2, 0]), centers, "l2", "sum")[0].item() == pytest.approx(6, abs=1e-5)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_equals_the_loop(distance: Any) -> None:
     means, centers = torch.randn(4, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
-    total, count = center_loss(means, torch.tensor([5, -100, 0, 3]), centers, distance)
+    total, count = center_loss(means, torch.tensor([5, -100, 0, 3]), centers, distance, "sum")
     by_class = {5: means[0], 0: means[2], 3: means[3]}
     torch.testing.assert_close(total, oracles.center_sum(by_class, centers, distance))
     assert count.item() == 3
@@ -41,7 +42,10 @@ def test_gradient_is_the_derivative_in_means_and_centers(distance: Any) -> None:
     means = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     centers = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([4, -100, 0, 2])
-    assert torch.autograd.gradcheck(lambda m, c: center_loss(m, labels, c, distance)[0], (means, centers))
+    for reduction in ("mean", "sum"):
+        assert torch.autograd.gradcheck(
+            lambda m, c, r=reduction: center_loss(m, labels, c, distance, r)[0], (means, centers)
+        )
 
 
 def test_worked_gradient() -> None:
@@ -52,6 +56,14 @@ def test_worked_gradient() -> None:
     assert means.grad is not None and centers.grad is not None
     assert means.grad.tolist() == [[-6.0, -8.0], [0.0, 0.0]]
     assert centers.grad.tolist() == [[0.0, 0.0], [6.0, 8.0]]
+
+
+def test_the_label_to_ignore_can_be_chosen() -> None:
+    means, centers = torch.randn(3, 4), torch.randn(5, 4)
+    loss, count = center_loss(means, torch.tensor([1, 2, 3]), centers, ignore_index=2)
+    assert torch.equal(loss, center_loss(means, torch.tensor([1, -100, 3]), centers)[0])
+    assert count.item() == 2
+    assert center_loss(means, torch.tensor([1, -100, 3]), centers, ignore_index=2)[0].isnan()
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

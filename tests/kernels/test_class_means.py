@@ -51,6 +51,13 @@ def test_ignored_images_belong_to_no_class_and_get_no_gradient() -> None:
     assert torch.equal(values.grad[[0, 2]], torch.zeros(2, 2, 4))
 
 
+def test_the_label_to_ignore_can_be_chosen() -> None:
+    values = torch.randn(4, 2, 3)
+    out = class_means(values, torch.tensor([255, 3, -100, 255]), ignore_index=255)
+    assert out.labels.tolist() == [-100, 3, -1, -100]  # an unignored −100 is out of range like any other label
+    torch.testing.assert_close(out.means[1:3], values[1:3].mean(1))
+
+
 def test_a_batch_of_ignored_images_has_no_class() -> None:
     out = class_means(torch.randn(2, 2, 4), torch.tensor([-100, -100]))
     assert torch.equal(out.means, torch.zeros(2, 4))

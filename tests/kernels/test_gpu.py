@@ -24,8 +24,16 @@ from benchmarks.candidates import NAMES, subject
 from benchmarks.objective import Bank, Batch
 from benchmarks.sizes import BASE, DTYPES, Size
 from i2c_fast import InterImageLoss
-from i2c_fast.kernels import gather_pixels, label_cam, label_cam_reference, pooled_head, sample_pixels
+from i2c_fast.kernels import (
+    gather_pixels,
+    inter_image_loss,
+    label_cam,
+    label_cam_reference,
+    pooled_head,
+    sample_pixels,
+)
 from i2c_fast.kernels._add_columns import add_columns_
+from i2c_fast.kernels._common import Distance
 from i2c_fast.kernels.tap_dropout import tap_dropout
 
 pytestmark = pytest.mark.gpu
@@ -63,6 +71,32 @@ def test_kernels_agree_with_fp64_at_odd_sizes(name: str, layout: str, dtype: str
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_agree_with_fp64_at_usual_sizes(name: str, size: Size) -> None:
     assert agrees(name, size, "fused")
+
+
+# Labels of 3 classes.
+UNUSUAL = {
+    "unpaired": [0, 0, 1],
+    "ignored": [-100, 0, 0, -100],
+    "many members": [2] * 77 + [0] * 3,
+    "more images than a block of labels": [0, 1, 2] * 400,
+}
+
+
+@pytest.mark.parametrize("distance", ["squared_l2", "l2"])
+@pytest.mark.parametrize("batch", UNUSUAL)
+def test_unusual_batches_agree_with_fp64_at_odd_sizes_in_fp32(batch: str, distance: Distance) -> None:
+    labels = torch.tensor(UNUSUAL[batch], device=DEVICE)
+    features, centers = torch.randn(len(labels), 65, 3, 5, device=DEVICE), torch.randn(3, 65, device=DEVICE)
+    indices = torch.randint(15, (len(labels), 5), dtype=torch.int32, device=DEVICE)
+
+    def results(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaf = features.detach().to(dtype).requires_grad_()
+        out = inter_image_loss(leaf, indices, labels, centers.to(dtype), distance=distance)
+        (gradient,) = torch.autograd.grad(out.sc + out.gc, leaf)
+        return out.sc.detach(), out.gc.detach(), out.class_means.means, gradient
+
+    for got, expected in zip(results(torch.float32), results(torch.float64), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -40,7 +40,7 @@ def test_equals_the_loop(features: Tensor, centers: Tensor, distance: Any, group
     groups = [0, 1, 0, 2, 2, 2] if grouped else None
     sums = inter_image_loss(
         features, INDICES, torch.tensor(LABELS), centers,
-        groups=torch.tensor(groups) if grouped else None, distance=distance,
+        groups=torch.tensor(groups) if grouped else None, distance=distance, reduction="sum",
     )  # fmt: skip
     values = oracles.gathered(features, INDICES.tolist())
     found, means = oracles.pairs(LABELS, groups), oracles.means_by_class(values, LABELS)

@@ -11,6 +11,7 @@ from i2c_fast.kernels import pair_consistency_loss
 from . import oracles
 
 DISTANCES = ["squared_l2", "l2"]
+REDUCTIONS = ["mean", "sum"]
 
 
 def pair_count(labels: list[int], groups: list[int] | None = None) -> int:
@@ -25,8 +26,9 @@ def test_worked_example_of_two_pairs() -> None:
     values = torch.tensor(
         [[[3.0, 4.0], [0.0, 0.0]], [[1.0, 1.0], [2.0, 5.0]], [[0.0, 0.0], [0.0, 1.0]], [[2.0, 2.0], [4.0, 5.0]]]
     )
-    total, count = pair_consistency_loss(values, torch.tensor([5, 9, 5, 9]))
+    total, count = pair_consistency_loss(values, torch.tensor([5, 9, 5, 9]), reduction="sum")
     assert (total.item(), count.item()) == (16.0, 2)
+    assert pair_consistency_loss(values, torch.tensor([5, 9, 5, 9]))[0].item() == 8.0
 
 
 def test_worked_example_of_the_released_distance() -> None:
@@ -43,7 +45,7 @@ def test_equals_the_loop(distance: Any, grouped: bool) -> None:
     values = torch.randn(12, 3, 5, dtype=torch.float64)
     labels = torch.tensor([4, 1, 4, 4, -100, 1, 1, 4, 0, -100, 1, 4])
     groups = torch.randint(0, 2, (12,)) if grouped else None
-    total, count = pair_consistency_loss(values, labels, groups, distance)
+    total, count = pair_consistency_loss(values, labels, groups, distance, "sum")
     found = oracles.pairs(labels.tolist(), None if groups is None else groups.tolist())
     torch.testing.assert_close(total, oracles.pair_sum(values, found, distance))
     assert count.item() == len(found) > 0
@@ -52,7 +54,7 @@ def test_equals_the_loop(distance: Any, grouped: bool) -> None:
 def test_first_pairs_with_second_and_third_with_fourth_in_batch_order() -> None:
     values = torch.tensor([0.0, 100.0, 1.0, 10.0, 103.0, 14.0]).view(6, 1, 1)
     # class 0: 0, 1, 10, 14 → (0 − 1)² + (10 − 14)² = 17; class 1: (100 − 103)² = 9
-    total, count = pair_consistency_loss(values, torch.tensor([0, 1, 0, 0, 1, 0]))
+    total, count = pair_consistency_loss(values, torch.tensor([0, 1, 0, 0, 1, 0]), reduction="sum")
     assert (total.item(), count.item()) == (26.0, 3)
 
 
@@ -63,6 +65,14 @@ def test_the_odd_image_left_over_has_no_pair_and_no_gradient() -> None:
     assert values.grad is not None
     assert (total.item(), count.item()) == (1.0, 1)
     assert values.grad.flatten().tolist() == [-2.0, 2.0, 0.0]
+
+
+def test_the_label_to_ignore_can_be_chosen() -> None:
+    values, labels = torch.randn(6, 2, 3), torch.tensor([255, 0, 255, 0, -100, -100])
+    loss, count = pair_consistency_loss(values, labels, ignore_index=255)
+    expected, _ = pair_consistency_loss(values, torch.tensor([-100, 0, -100, 0, 7, 7]))
+    assert torch.equal(loss, expected)
+    assert count.item() == 2  # −100 is a label like any other
 
 
 def test_groups_keep_images_of_one_class_apart() -> None:
@@ -76,8 +86,10 @@ def test_groups_keep_images_of_one_class_apart() -> None:
 def test_groups_choose_the_partner() -> None:
     values = torch.tensor([0.0, 10.0, 1.0, 13.0]).view(4, 1, 1)
     labels = torch.zeros(4, dtype=torch.int64)
-    assert pair_consistency_loss(values, labels)[0].item() == 100 + 144  # (0, 10), (1, 13)
-    assert pair_consistency_loss(values, labels, torch.tensor([0, 1, 0, 1]))[0].item() == 1 + 9  # (0, 1), (10, 13)
+    assert pair_consistency_loss(values, labels, reduction="sum")[0].item() == 100 + 144  # (0, 10), (1, 13)
+    assert (
+        pair_consistency_loss(values, labels, torch.tensor([0, 1, 0, 1]), reduction="sum")[0].item() == 1 + 9
+    )  # (0, 1), (10, 13)
 
 
 def test_ignored_images_pair_with_nothing() -> None:
@@ -89,7 +101,7 @@ def test_ignored_images_pair_with_nothing() -> None:
 @pytest.mark.parametrize("labels", [[1, 2, 3], [-100, -100, -100], [7, -100, 2]])
 def test_no_pair_gives_zero_with_a_zero_gradient(distance: Any, labels: list[int]) -> None:
     values = torch.randn(3, 2, 4, requires_grad=True)
-    total, count = pair_consistency_loss(values, torch.tensor(labels), distance=distance)
+    total, count = pair_consistency_loss(values, torch.tensor(labels), distance=distance, reduction="sum")
     total.backward()
     assert values.grad is not None
     assert (total.item(), count.item()) == (0.0, 0)
@@ -105,7 +117,10 @@ def test_an_empty_batch_has_no_pair() -> None:
 def test_gradient_is_the_derivative(distance: Any) -> None:
     values = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 1, 0, -100, 1])
-    assert torch.autograd.gradcheck(lambda v: pair_consistency_loss(v, labels, distance=distance)[0], values)
+    for reduction in REDUCTIONS:
+        assert torch.autograd.gradcheck(
+            lambda v, r=reduction: pair_consistency_loss(v, labels, None, distance, r)[0], values
+        )
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -150,7 +165,7 @@ def test_a_non_finite_image_without_pair_spoils_nothing(distance: Any) -> None:
 def test_half_precision_accumulates_in_fp32(dtype: torch.dtype, rounding: float, distance: Any) -> None:
     values = torch.randn(4, 3, 256).to(dtype).requires_grad_()
     labels = [0, 1, 0, 1]
-    total, _ = pair_consistency_loss(values, torch.tensor(labels), distance=distance)
+    total, _ = pair_consistency_loss(values, torch.tensor(labels), distance=distance, reduction="sum")
     total.backward()
     truth = values.detach().double().requires_grad_()
     expected = oracles.pair_sum(truth, oracles.pairs(labels), distance)
@@ -181,7 +196,7 @@ def test_any_batch_order_equals_the_loop(labels: list[int], groups: list[int] | 
     values = torch.randn(len(labels), 2, 3, dtype=torch.float64, generator=generator)
     chosen = None if groups is None else groups[: len(labels)]
     total, count = pair_consistency_loss(
-        values, torch.tensor(labels), None if chosen is None else torch.tensor(chosen), distance
+        values, torch.tensor(labels), None if chosen is None else torch.tensor(chosen), distance, "sum"
     )
     found = oracles.pairs(labels, chosen)
     torch.testing.assert_close(total, oracles.pair_sum(values, found, distance))

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from i2c_fast import InterImageLoss
-from i2c_fast.kernels import ClassMeans
+from i2c_fast.kernels import class_means_reference
+from i2c_fast.kernels._pairs import Rows, unpack
+from i2c_fast.kernels.pair_consistency_loss import pair_rows
 from i2c_fast.models import Localizer
 from i2c_fast.models.head import LocalizationHead
-from i2c_fast.ranks import exchange_means
+from i2c_fast.ranks import RankExchange
 
 CHANNELS, STEPS = 6, 3
 # Of each rank in each step: slots of one class lie side by side, classes come on several ranks, some images are
@@ -133,26 +135,31 @@ def test_the_bank_is_the_same_on_all_ranks_to_the_bit(on_ranks: list[list[State]
 
 def _exchange_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    nan = torch.nan
-    means = torch.tensor([[[1.0], [3.0], [nan]], [[5.0], [nan], [0.0]]])[rank]
-    # A broken mean of class 2, a label that is none on the second rank of the second exchange.
-    for name, last in (("nan", -100), ("wrong", 77)):
-        labels = torch.tensor([[0, 1, 2], [0, 2, -100]])[rank]
-        if name == "wrong" and rank == 1:
-            labels[2] = last
-        local = ClassMeans(means, labels, torch.tensor([[1, 1, 1], [3, 1, int(name == "wrong")]])[rank])
-        found = {classes: exchange_means(local, classes, dist.group.WORLD) for classes in (3, 20)}
-        torch.save({classes: tuple(of_class) for classes, of_class in found.items()}, f"{folder}/{name}{rank}.pt")
+    values = torch.tensor([[1.0, 3.0, torch.nan, 7.0], [5.0, torch.nan, 2.0, 2.0]])[rank].view(4, 1, 1)
+    found = {}
+    # A broken mean of class 2; then a label that is none on the second rank. The last label takes all of 64 bits.
+    for name, labels in (
+        ("nan", [[0, 1, 2, -100], [0, 2, -100, 0]]),
+        ("wrong", [[0, 1, 2, -100], [0, 2, 2**40, 0]]),
+    ):
+        _, rows = pair_rows(values, torch.tensor(labels[rank]), None, "squared_l2")
+        for classes in (3, 20):
+            everyone = RankExchange(dist.group.WORLD, classes)(rows, 1, 1, "squared_l2")
+            parts = unpack(everyone, 1, 1, "squared_l2")._asdict()
+            found[name, classes] = {part: tensor.clone() for part, tensor in parts.items()}
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_a_broken_mean_stays_in_its_class_and_a_wrong_label_is_not_lost(tmp_path: Path) -> None:
+def test_a_nan_stays_in_its_class_and_a_wrong_label_is_not_lost(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_exchange_rank, (str(tmp_path),), nprocs=2)
     for rank in range(2):
-        for of_class in map(lambda found: ClassMeans(*found), torch.load(tmp_path / f"nan{rank}.pt").values()):
-            rows = {int(y): of_class.means[i].item() for i, y in enumerate(of_class.labels) if y >= 0}
-            assert rows[0] == 4.0 and rows[1] == 3.0  # (1·1 + 3·5) / 4
-            assert rows[2] != rows[2] and len(rows) == 3
-        table, gathered = torch.load(tmp_path / f"wrong{rank}.pt").values()
-        assert ClassMeans(*table).means.isnan().all()
-        assert 77 in ClassMeans(*gathered).labels  # `center_loss` answers it with NaN
+        for (name, classes), parts in torch.load(tmp_path / f"{rank}.pt").items():
+            rows = Rows(**parts)
+            of_class = class_means_reference(rows.sums[:, None], rows.labels, images=rows.images, k=1)
+            mean = {int(y): of_class.means[i].item() for i, y in enumerate(of_class.labels) if y != -100}
+            assert mean[1] == 3.0 and mean[0] == (1 + 5 + 2) / 3
+            assert mean[2] != mean[2]
+            # The table has no row for a wrong label, only one for all of them, whose number is none of the classes.
+            wrong = {"nan": set(), "wrong": {3 if classes == 3 else 2**40}}[name]
+            assert set(mean) == {0, 1, 2} | wrong

@@ -39,12 +39,17 @@ def random_batch(images: int, seeds: int, channels: int, dtype: torch.dtype = to
 
 
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    """Take four labels, and eight terms of two chunks each, at a time, as batches of thousands of images do."""
-    small = {"label_block": lambda images: 4, "total_sizes": lambda chunks: {"BLOCK": 8, "BLOCK_C": 2, "num_warps": 1}}
-    for name, function in small.items():
-        monkeypatch.setattr(module, name, function, raising=False)
+    """Take four labels or rows, and eight terms of two chunks each, at a time, as batches of thousands of images do."""
+    small = {
+        "label_block": lambda images: 4,
+        "chunk_block": lambda chunks: 2,
+        "total_sizes": lambda chunks: {"BLOCK": 8, "BLOCK_C": 2, "num_warps": 1},
+        "BLOCK_R": 4,
+    }
+    for name, value in small.items():
+        monkeypatch.setattr(module, name, value, raising=False)
     assert _pairs.label_block(5000) == 1024
-    assert _pairs.total_sizes(5000)["BLOCK_C"] == 256
+    assert _pairs.total_sizes(5000)["BLOCK_C"] == _pairs.chunk_block(5000) == 64
 
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,18 +25,18 @@ def _poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch)
 
 
-def run(function: Any, means: Tensor, labels: Tensor, centers: Tensor, distance: Any) -> tuple[Tensor, ...]:
-    """Sum, gradients of means and centers for a gradient of −1.5, and the count."""
+def run(function: Any, means: Tensor, labels: Tensor, centers: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    """Loss, gradients of means and centers for a gradient of −1.5, and the count."""
     leaves = [tensor.detach().requires_grad_() for tensor in (means, centers)]
-    total, count = function(leaves[0], labels, leaves[1], distance)
+    total, count = function(leaves[0], labels, leaves[1], *options)
     gradient = torch.tensor(-1.5, dtype=total.dtype)
     return total.detach(), *torch.autograd.grad(total, leaves, gradient), count
 
 
-def check(means: Tensor, labels: Tensor, centers: Tensor, distance: Any) -> None:
-    got = run(center_loss, means, labels, centers, distance)
-    eager = run(center_loss_reference, means, labels, centers, distance)
-    truth = run(center_loss_reference, means.double(), labels, centers.double(), distance)
+def check(means: Tensor, labels: Tensor, centers: Tensor, *options: Any) -> None:
+    got = run(center_loss, means, labels, centers, *options)
+    eager = run(center_loss_reference, means, labels, centers, *options)
+    truth = run(center_loss_reference, means.double(), labels, centers.double(), *options)
     for mine, plain, exact in zip(got[:3], eager[:3], truth[:3], strict=True):
         assert_no_worse(mine, plain, exact)
     assert got[3].dtype == torch.int64
@@ -91,12 +91,16 @@ def test_ignored_rows_may_hold_anything(distance: Any) -> None:
     check(means, torch.tensor(LABELS), torch.randn(5, 4), distance)
 
 
-@given(labels=st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=1, max_size=6), distance=st.sampled_from(DISTANCES))
+@given(
+    labels=st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=1, max_size=6),
+    distance=st.sampled_from(DISTANCES),
+    reduction=st.sampled_from(["mean", "sum"]),
+)
 @settings(max_examples=25)
-def test_any_rows(labels: list[int], distance: Any) -> None:
+def test_any_rows(labels: list[int], distance: Any, reduction: Any) -> None:
     generator = torch.Generator().manual_seed(len(labels))
     means, centers = torch.randn(len(labels), 2, generator=generator), torch.randn(3, 2, generator=generator)
-    check(means, torch.tensor(labels), centers, distance)
+    check(means, torch.tensor(labels), centers, distance, reduction)
 
 
 def test_no_rows() -> None:

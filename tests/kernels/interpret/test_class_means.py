@@ -76,6 +76,24 @@ def test_batches_larger_than_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     check(batch.values, torch.tensor([7, 2, 2, 2, 2, 7, 2, 2, 7]))  # the next of class 7 is the first of its block
 
 
+def test_a_class_of_many_images_is_read_many_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    loads = []
+    real = InterpreterBuilder.create_masked_load
+    monkeypatch.setattr(
+        InterpreterBuilder, "create_masked_load", lambda *arguments: loads.append(1) or real(*arguments)
+    )
+    values, labels = torch.randn(80, 1, 4), torch.arange(80) % 2
+    rounds = []
+    for each in (labels, torch.full((80,), -100)):
+        class_means(values, each)
+        rounds.append(len(loads))
+        loads.clear()
+    # Labels and values of 16 images a round, by the program of each of the two classes.
+    assert rounds[0] - rounds[1] <= 2 * 2 * 6
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_non_finite_image_stays_in_its_class(bad: float) -> None:
     values, labels = random_batch(6, 2, 3).values, torch.tensor([0, 1, 0, 1, 2, -100])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from i2c_fast import InterImageLoss
-from i2c_fast.kernels import InterImageSums, inter_image_loss, inter_image_loss_reference, tap
+from i2c_fast.kernels import InterImageOutput, inter_image_loss, inter_image_loss_reference, tap
+from i2c_fast.ranks import rows_of_table, table_of_classes
 
 from .accuracy import DTYPES, LAYOUTS, assert_no_worse
 from .objective import CENTERS, GROUPS, LABELS, poison, use_small_blocks
@@ -57,7 +58,7 @@ class Results(NamedTuple):
 
 def run(function: Any, case: Case, weights: tuple[float, float] = (-1.5, 0.75), **options: Any) -> Results:
     features, centers = case.features.detach().requires_grad_(), case.centers.detach().requires_grad_()
-    sums: InterImageSums = function(features, case.indices, case.labels, centers, **options)
+    sums: InterImageOutput = function(features, case.indices, case.labels, centers, **options)
     # Two gradients of different sizes, each straight into its loss.
     upstream = [torch.tensor(weight, dtype=sums.sc.dtype) for weight in weights]
     gradients = torch.autograd.grad((sums.sc, sums.gc), (features, centers), upstream)
@@ -140,7 +141,8 @@ def test_strides_and_integer_types_of_the_small_arguments() -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_batches_larger_than_the_blocks(monkeypatch: pytest.MonkeyPatch, distance: Any) -> None:
-    use_small_blocks(monkeypatch, MODULE)
+    for name in ("inter_image_loss", "class_means"):
+        use_small_blocks(monkeypatch, sys.modules[f"i2c_fast.kernels.{name}"])
     check(random_case(9, 300, 2, 3, 2), distance=distance)  # three chunks
 
 
@@ -156,9 +158,9 @@ def test_the_gradient_has_the_layout_of_the_features() -> None:
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_slots(dtype: torch.dtype, distance: Any) -> None:
     def tapped(function: Any) -> Any:
-        def call(features: Tensor, *arguments: Any, **options: Any) -> InterImageSums:
+        def call(features: Tensor, *arguments: Any, **options: Any) -> InterImageOutput:
             _, slots = tap(features, 3)
-            result: InterImageSums = function(features, *arguments, slots=slots, **options)
+            result: InterImageOutput = function(features, *arguments, slots=slots, **options)
             return result
 
         return call
@@ -279,9 +281,43 @@ def test_the_module_trains_as_with_the_references(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-6)
 
 
+class Together:
+    """The exchange of two ranks in one process, through a table of classes or row by row."""
+
+    ranks = 2
+
+    def __init__(self, rows: list[Tensor], table: bool) -> None:
+        self.rows, self.table = rows, table
+
+    def __call__(self, rows: Tensor, channels: int, k: int, distance: Any) -> Tensor:
+        if not self.table:
+            return torch.cat(self.rows)
+        tables = [table_of_classes(own, CENTERS, channels, k, distance) for own in self.rows]
+        return rows_of_table(tables[0] + tables[1], channels, k, distance)
+
+
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("k", [1, 3])
+def test_two_ranks_that_exchange_rows_compute_what_one_computes(table: bool, distance: Any, k: int) -> None:
+    case = random_case(8, 6, 4, 3, k)._replace(labels=torch.tensor([0, 0, 3, -100, 3, 3, 0, 1]))
+    halves = [slice(0, 4), slice(4, 8)]
+    mine = [Case(*(tensor[half] for tensor in case[:3]), case.centers) for half in halves]
+    rows = [MODULE._op_rows(*own[:3], None, distance)[2] for own in mine]
+    parts = [run(inter_image_loss, own, distance=distance, exchange=Together(rows, table)) for own in mine]
+    whole = run(inter_image_loss, case, distance=distance, groups=torch.arange(8) // 4)
+    for part in parts:
+        for got, expected in zip(part.judged[:2], whole.judged[:2], strict=True):
+            torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(part.judged[4], whole.judged[4])
+        assert [*map(int, part.exact[:2])] == [*map(int, whole.exact[:2])]
+    # The mean over ranks of what each gets, of which the other's images have nothing.
+    torch.testing.assert_close(torch.cat([part.judged[3] for part in parts]) / 2, whole.judged[3])
+
+
 def test_refusals_name_what_does_not_fit() -> None:
     case = random_case(5, 6, 4, 3, 3)
-    with pytest.raises(ValueError, match=r"reduction must be one of sum, mean, got 'none'"):
+    with pytest.raises(ValueError, match=r"reduction must be one of mean, sum, got 'none'"):
         inter_image_loss(*case, reduction="none")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"slots were opened for \[5, 2, 6\] .* needs \[5, 3, 6\]"):
         inter_image_loss(*case, slots=tap(case.features, 2)[1])

@@ -25,18 +25,18 @@ def _poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch)
 
 
-def run(function: Any, values: Tensor, labels: Tensor, groups: Tensor | None, distance: Any) -> tuple[Tensor, ...]:
-    """Sum, gradient of the values for a gradient of −1.5, and the count."""
+def run(function: Any, values: Tensor, labels: Tensor, groups: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
+    """Loss, gradient of the values for a gradient of −1.5, and the count."""
     values = values.detach().requires_grad_()
-    total, count = function(values, labels, groups, distance)
+    total, count = function(values, labels, groups, *options)
     gradient = torch.tensor(-1.5, dtype=total.dtype)
     return total.detach(), torch.autograd.grad(total, values, gradient)[0], count
 
 
-def check(values: Tensor, labels: Tensor, groups: Tensor | None, distance: Any) -> None:
-    got = run(pair_consistency_loss, values, labels, groups, distance)
-    eager = run(pair_consistency_loss_reference, values, labels, groups, distance)
-    truth = run(pair_consistency_loss_reference, values.double(), labels, groups, distance)
+def check(values: Tensor, labels: Tensor, groups: Tensor | None, *options: Any) -> None:
+    got = run(pair_consistency_loss, values, labels, groups, *options)
+    eager = run(pair_consistency_loss_reference, values, labels, groups, *options)
+    truth = run(pair_consistency_loss_reference, values.double(), labels, groups, *options)
     assert_no_worse(got[0], eager[0], truth[0])
     assert_no_worse(got[1], eager[1], truth[1])
     assert got[2].dtype == torch.int64
@@ -117,11 +117,12 @@ def test_two_runs_give_the_same_bits() -> None:
     grouped=st.booleans(),
     seeds=st.integers(1, 5),
     distance=st.sampled_from(DISTANCES),
+    reduction=st.sampled_from(["mean", "sum"]),
 )
 @settings(max_examples=25)
-def test_any_batch(labels: list[int], grouped: bool, seeds: int, distance: Any) -> None:
+def test_any_batch(labels: list[int], grouped: bool, seeds: int, distance: Any, reduction: Any) -> None:
     batch = random_batch(len(labels), seeds, 2)
-    check(batch.values, torch.tensor(labels), batch.groups if grouped else None, distance)
+    check(batch.values, torch.tensor(labels), batch.groups if grouped else None, distance, reduction)
 
 
 def test_fp64_is_left_to_the_reference() -> None:
