@@ -171,8 +171,7 @@ def differences(model: Localizer, run: Run, side: int) -> tuple[float, float]:
 def _as_evaluated(model: Localizer, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and all maps the way evaluation computes them, class by class, not the way the graph does."""
     logits = model(images)
-    maps: Tensor = model.class_maps(images, torch.arange(logits.shape[1]).expand_as(logits)).maps
-    return logits, maps
+    return logits, model.class_maps(images, torch.arange(logits.shape[1]).expand_as(logits)).maps
 
 
 def _difference(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
@@ -192,8 +191,7 @@ def _write_torch(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
 
 
 def _read_torch(data: bytes) -> Run:
-    run: Run = torch.export.load(io.BytesIO(data)).module()
-    return run
+    return torch.export.load(io.BytesIO(data)).module()
 
 
 def _write_onnx(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
@@ -213,8 +211,7 @@ def _write_onnx(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
             "pip install --upgrade onnx onnxscript onnxruntime, or choose a name that ends in .pt2"
         ) from error
     onnx.model.metadata_props.update(facts)
-    data: bytes = onnx.model_proto.SerializeToString()
-    return data
+    return onnx.model_proto.SerializeToString()
 
 
 def _read_onnx(data: bytes) -> Run:

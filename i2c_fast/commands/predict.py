@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ..config import Config, build_config
-from ..data import UnreadableImageError, read_image, read_split, resize
+from ..data import read_image, read_split, resize
 from ..data.images import Image
 from ..data.index import IMAGE_SUFFIXES
 from ..data.loader import stack
@@ -116,7 +116,7 @@ def write_predictions(
     records = []
     with Meter(console, "predicting", len(files)) as meter:
         for number, file in enumerate(files):
-            (found,) = predictor([read_or_complain(file)])
+            (found,) = predictor([read_image(file)])
             boxes = gt_boxes.get(file.resolve())
             # Names of different folders may be equal; the running number keeps their pictures apart.
             overlay = Path("overlays") / f"{number:05d}_{file.stem}.png"
@@ -160,15 +160,3 @@ def find_images(paths: Sequence[Path]) -> Iterator[Path]:
         if not found:
             raise UserError(f"{path} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
         yield from found
-
-
-def read_or_complain(path: Path) -> Image:
-    """`read_image` for a file the user named.
-
-    Raises:
-        UserError: not a readable image.
-    """
-    try:
-        return read_image(path)
-    except UnreadableImageError as error:
-        raise UserError(str(error)) from None

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UserError
+
 RESIZE = "opencv_linear"
 
 Image = NDArray[np.uint8]
@@ -31,7 +33,7 @@ MAX_ASPECT = 16
 cv2.setNumThreads(0)
 
 
-class UnreadableImageError(Exception):
+class UnreadableImageError(UserError):
     """A file that does not decode to an image; `reason` says why without naming it."""
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -47,16 +49,9 @@ def read_image(path: Path) -> Image:
     Raises:
         UnreadableImageError: no such file, or not an image.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableImageError(path, error.strerror or str(error)) from None
-    if not data:
-        raise UnreadableImageError(path, "is empty")
+    data = read_file(path)
     if not data.startswith(_BEGINNINGS):
         raise UnreadableImageError(path, "is no JPEG, PNG, BMP, WebP or TIFF")
-    if is_cut_jpeg(data):
-        raise UnreadableImageError(path, "is truncated: the JPEG ends before its end marker")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
@@ -66,12 +61,23 @@ def read_image(path: Path) -> Image:
     return image.astype(np.uint8, copy=False)
 
 
-def is_cut_jpeg(data: bytes) -> bool:
-    """Whether these are a JPEG's bytes with no end of image after its last scan: the end is lost, or overwritten.
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file.
 
-    Decoders fill what is missing with gray and say nothing.
+    Raises:
+        UnreadableImageError: no such file, an empty one, or a JPEG that ends too early.
     """
-    return data.startswith(_BEGINNINGS[0]) and data.rfind(_END_OF_IMAGE) < max(data.rfind(_START_OF_SCAN), 0)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(path, error.strerror or str(error)) from None
+    if not data:
+        raise UnreadableImageError(path, "is empty")
+    # With no end of image after its last scan the end is lost, or overwritten. Decoders fill what is missing with gray
+    # and say nothing.
+    if data.startswith(_BEGINNINGS[0]) and data.rfind(_END_OF_IMAGE) < max(data.rfind(_START_OF_SCAN), 0):
+        raise UnreadableImageError(path, "is truncated: the JPEG ends before its end marker")
+    return data
 
 
 def train_crop(image: Image, short_side: int, size: int, offset: NDArray[np.float64], flip: bool) -> Image:

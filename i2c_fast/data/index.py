@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +94,8 @@ def inside(box: Sequence[float], size: Sequence[float]) -> bool:
 
 
 def first_repeated(names: Iterable[str]) -> str | None:
-    """The first name that was there before, or None."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
+    """The first name that is there more than once, or None."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def no_boxes(count: int) -> tuple[Boxes, ...]:
@@ -146,15 +142,10 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 def images_by_class(root: Path, folder: Path, classes: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Paths relative to `root`, and labels, of ``folder/<class>/<image>``; a class may have no folder there."""
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        if (folder / name).is_dir():
-            here = (folder / name).relative_to(root).as_posix()
-            found = images_in(folder / name)
-            paths += [f"{here}/{image}" for image in found]
-            labels += [label] * len(found)
-    return tuple(paths), np.asarray(labels, np.int64)
+    here = folder.relative_to(root).as_posix()
+    found = [images_in(folder / name) if (folder / name).is_dir() else [] for name in classes]
+    paths = tuple(f"{here}/{name}/{image}" for name, images in zip(classes, found, strict=True) for image in images)
+    return paths, np.repeat(np.arange(len(classes)), [len(images) for images in found])
 
 
 def training_index(root: Path, folder: Path) -> ImageIndex:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from .images import UnreadableImageError, is_cut_jpeg, read_image
+from .images import UnreadableImageError, read_file, read_image
 
 # Formats by file suffix. Others may decode with one version of a library and not with the next, so none is taken.
 FORMATS = {
@@ -39,46 +39,32 @@ def inspect_image(path: Path) -> Look:
     must pass both. Pillow also refuses, before it decodes, images of more than 178 956 970 pixels (half a gigabyte).
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        return Look(broken=error.strerror or str(error))
-    if not data:
-        return Look(broken="is empty")
-    if is_cut_jpeg(data):
-        return Look(broken="is truncated: the JPEG ends before its end marker")
-    try:
-        odd = _oddities(data, path.suffix)
-    except _OtherFormat as error:
-        return Look(broken=str(error))
+        odd = _oddities(path)
+        height, width, _ = read_image(path).shape
+    except UnreadableImageError as error:
+        return Look(broken=error.reason)
     except Image.UnidentifiedImageError:
         return Look(broken="is no image that Pillow recognizes")
     except Image.DecompressionBombError:
         return Look(broken="has more than 178 956 970 pixels")
     except Exception as error:  # decoders raise many kinds of error on damaged data
         return Look(broken=f"is damaged: {error}")
-    try:
-        height, width, _ = read_image(path).shape
-    except UnreadableImageError as error:
-        return Look(broken=error.reason)
     return Look(odd=odd, size=(width, height))
 
 
-class _OtherFormat(Exception):
-    pass
-
-
-def _oddities(data: bytes, suffix: str) -> tuple[str, ...]:
+def _oddities(path: Path) -> tuple[str, ...]:
+    data = read_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as image:
             kind = "JPEG" if image.format == "MPO" else image.format or "unknown format"
             if kind not in FORMATS.values():
-                raise _OtherFormat(f"is a {kind}, which is not read; convert it to JPEG or PNG")
+                raise UnreadableImageError(path, f"is a {kind}, which is not read; convert it to JPEG or PNG")
             deep = image.mode in ("F", "I") or "16" in image.mode or (kind == "PNG" and data[_PNG_DEPTH] == 16)
             orientation = image.getexif().get(_ORIENTATION, 1)
             image.load()
             found = {
-                f"is a {kind}": FORMATS.get(suffix.lower()) != kind,
+                f"is a {kind}": FORMATS.get(path.suffix.lower()) != kind,
                 "is CMYK": image.mode == "CMYK",
                 "has more than 8 bits a channel": deep,
                 "has transparency, which is dropped": image.has_transparency_data,

@@ -133,10 +133,6 @@ def eval_loader(batches: EvalBatches, workers: int) -> Iterator[EvalBatch]:
     return _deliver(_UserErrorsAsItems(batches), list(range(len(batches))), workers)
 
 
-class _Failure(NamedTuple):
-    message: str
-
-
 class _UserErrorsAsItems(Dataset[Any]):
     """Hands a `UserError` on as an item: raised in a loader process it would arrive wrapped in a traceback's text."""
 
@@ -147,7 +143,7 @@ class _UserErrorsAsItems(Dataset[Any]):
         try:
             return self.batches[position]
         except UserError as error:
-            return _Failure(str(error))
+            return error
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -165,8 +161,8 @@ def _deliver(batches: Dataset[Any], positions: Iterable[Any], workers: int) -> I
     )
     try:
         for item in loader:
-            if isinstance(item, _Failure):
-                raise UserError(item.message)
+            if isinstance(item, UserError):
+                raise item
             yield item
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):

@@ -68,16 +68,13 @@ class ClassPairedSampler(Sampler):
         self.members = np.split(order, starts[1:])  # a class without images has no slot
 
     def _draw(self, rng: np.random.Generator, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        each, extra = divmod(self.slots, len(self.members))
         order = rng.random(len(self.members)).argsort()
-        slots_of = np.full(len(order), each)
-        slots_of[:extra] += 1
+        slots_of = np.bincount(np.arange(self.slots) % len(order))  # of the first classes in that order
         drawn = []
-        for of_class, slots in zip(order, slots_of, strict=True):
-            if slots:
-                members = self.members[of_class]
-                shuffled = members[rng.random(len(members)).argsort()]
-                drawn.append(np.resize(shuffled, slots * self.images))
+        for of_class, slots in zip(order, slots_of, strict=False):
+            members = self.members[of_class]
+            shuffled = members[rng.random(len(members)).argsort()]
+            drawn.append(np.resize(shuffled, slots * self.images))
         return np.concatenate(drawn), np.repeat(np.arange(self.slots), self.images)
 
 

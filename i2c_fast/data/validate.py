@@ -131,8 +131,7 @@ class _Inspector:
         self.pipe.send(path)
         try:
             if self.pipe.poll(_TIME_LIMIT):
-                look: Look = self.pipe.recv()
-                return look
+                return self.pipe.recv()
             broken = f"takes longer than {_TIME_LIMIT:g} s to decode"
         except (EOFError, ConnectionError):
             broken = "kills the process that decodes it"

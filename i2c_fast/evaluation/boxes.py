@@ -49,8 +49,7 @@ def largest_region_boxes(gray: Gray, thresholds: NDArray[np.int64]) -> Boxes:
     """
     from .sweep import trace_regions  # late: numba takes seconds to load
 
-    boxes: Boxes = trace_regions(_checked(gray))
-    return boxes[thresholds]
+    return trace_regions(_checked(gray))[thresholds]
 
 
 def find_contours(gray: Gray) -> Contours:
@@ -101,5 +100,4 @@ def intersection_over_union(boxes: NDArray[np.number], gt_boxes: NDArray[np.numb
 
 def highest_overlaps(boxes: NDArray[np.number], gt_boxes: NDArray[np.number]) -> NDArray[np.float64]:
     """Highest IoU of each box [T, 4] with any of the ground-truth boxes [B, 4], float64 [T]; 0 if there is none."""
-    highest: NDArray[np.float64] = overlaps(boxes, gt_boxes).iou.max(1, initial=0)
-    return highest
+    return overlaps(boxes, gt_boxes).iou.max(1, initial=0)

@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from ..data.index import inside
 from .protocols import PaperProtocol, ScoringProtocol, Verdict
-from .scores import Scores
+from .scores import Scores, joined
 
 # Maps that may be queued for each thread.
 WAITING = 64
@@ -157,19 +157,14 @@ class LocalizationMetric:
     def _own(self) -> Scores:
         verdicts = [verdict.result() for verdict in self._verdicts]
         contours = [verdict.contours for verdict in verdicts if verdict.contours is not None]
-        indices = [index for index in self._indices if index is not None]
-        ranks = [rank for rank in self._ranks if rank is not None]
-        for name, given in (("indices", indices), ("logits", ranks)):
-            if len(given) not in (0, len(self._indices)):
-                raise ValueError(f"give `{name}` in every update, or in none")
         return Scores(
             self.protocol.name,
             self.protocol.thresholds,
-            np.concatenate(ranks) if ranks else None,
+            joined(self._ranks, "give `logits` in every update, or in none"),
             np.array(self._boxed),
             np.stack([verdict.box for verdict in verdicts]),
             np.stack(contours) if contours else None,
-            np.concatenate(indices) if indices else None,
+            joined(self._indices, "give `indices` in every update, or in none"),
         )
 
 
@@ -182,8 +177,7 @@ def label_ranks(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
         logits: [N, Y]. labels: [N], on any device.
     """
     own = logits.gather(1, labels.to(logits.device)[:, None])
-    ranks: NDArray[np.int64] = (torch.sum(~(logits < own), 1) - 1).cpu().numpy()
-    return ranks
+    return (torch.sum(~(logits < own), 1) - 1).cpu().numpy()
 
 
 def _copied(values: Array) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """Predicted classes of images, from a file, for Top-1 and Top-5."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,8 @@ def read_ranks(path: Path, folder: Path, ids: Sequence[str]) -> NDArray[np.int64
 
 def _parse(line: str) -> tuple[str, tuple[int, ...]]:
     cells = line.split(",")
-    end = len(cells)
-    while end > 1 and cells[end - 1].strip().isdecimal():  # an id may hold commas
-        end -= 1
-    if end == len(cells):
+    # An id may hold commas: the classes are the numbers at the end.
+    classes = list(takewhile(lambda cell: cell.strip().isdecimal(), reversed(cells[1:])))
+    if not classes:
         raise ValueError
-    return ",".join(cells[:end]), tuple(map(int, cells[end:]))
+    return ",".join(cells[: -len(classes)]), tuple(map(int, reversed(classes)))

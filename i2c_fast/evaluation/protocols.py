@@ -91,8 +91,7 @@ class PaperProtocol(ScoringProtocol):
 
     def box_at(self, gray: Gray, threshold: int) -> Boxes:
         """Box at one threshold, int32 [4] (step 3)."""
-        box: Boxes = largest_region_boxes(gray, np.array([threshold]))[0]
-        return box
+        return largest_region_boxes(gray, np.array([threshold]))[0]
 
     def hits(self, boxes: Boxes, gt_boxes: NDArray[np.float32]) -> Verdicts:
         """Whether each box [T, 4] matches any ground-truth box [B, 4]: bool [T] (step 4)."""
@@ -168,8 +167,7 @@ class WsolEvaluationProtocol(ScoringProtocol):
 
     def box_at(self, gray: Gray, threshold: int) -> Boxes:
         """MaxBoxAcc's box at one threshold, int32 [4] (step 4)."""
-        box: Boxes = self._enlarged(find_contours(gray).largest[[threshold]])[0]
-        return box
+        return self._enlarged(find_contours(gray).largest[[threshold]])[0]
 
     def to_map(self, gt_boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.floating]:
         """Boxes [B, 4] of an image of the given size → in pixels of the gray map, rounded down (step 5)."""

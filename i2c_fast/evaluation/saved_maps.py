@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
-from typing import IO, Protocol
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -41,20 +41,7 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, N
 Map = NDArray[np.floating]  # float32 or float64 [h, w]
 
 
-class SavedMaps(Protocol):
-    """Saved maps of images."""
-
-    def has(self, image: str) -> bool:
-        """Whether there is a map of the image with this id."""
-
-    def read(self, image: str, size: tuple[int, int] | None = None) -> Map:
-        """The image's map, see `read_map`."""
-
-    def images(self) -> Iterator[str]:
-        """Ids of all images with a map, in no order."""
-
-
-def open_maps(path: Path) -> SavedMaps:
+def open_maps(path: Path) -> "SavedMaps":
     """Maps in a folder, as ``<image id>.npy`` or ``<image id>.npz`` with one array inside, or all in one ``.npz``.
 
     An id keeps its extension and may hold slashes: ``val/1.JPEG`` has ``val/1.JPEG.npy``, or the array of the name
@@ -70,7 +57,7 @@ def open_maps(path: Path) -> SavedMaps:
     raise UserError(f"{path} is neither a folder of maps (<image id>.npy or .npz) nor one .npz of them all")
 
 
-def require_maps(maps: SavedMaps, ids: Sequence[str], path: Path) -> None:
+def require_maps(maps: "SavedMaps", ids: Sequence[str], path: Path) -> None:
     """Raise UserError, with the count and the first few ids, unless every image has a map at `path`."""
     for image in ids:
         if "\\" in image:  # separates folders on Windows
@@ -84,15 +71,17 @@ def require_maps(maps: SavedMaps, ids: Sequence[str], path: Path) -> None:
 
 
 class MapFolder:
-    """`SavedMaps` in files of their own. Links are followed inside the folder and not out of it."""
+    """Saved maps of images in files of their own. Links are followed inside the folder and not out of it."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.real = root, os.path.realpath(root)
 
     def has(self, image: str) -> bool:
+        """Whether there is a map of the image with this id."""
         return bool(self._files(image))
 
     def read(self, image: str, size: tuple[int, int] | None = None) -> Map:
+        """The image's map, see `read_map`."""
         files = self._files(image)
         if len(files) != 1:
             found = "both .npy and .npz" if files else "no map"
@@ -114,6 +103,7 @@ class MapFolder:
                     return _read_member(archive, members[0], str(path), size)
 
     def images(self) -> Iterator[str]:
+        """Ids of all images with a map, in no order."""
         for folder, _, names in os.walk(self.real):
             here = os.path.relpath(folder, self.real)
             for name in names:
@@ -127,7 +117,7 @@ class MapFolder:
 
 
 class MapArchive:
-    """`SavedMaps` in one ``.npz``, as ``numpy.savez(file, **{image: map})`` writes it."""
+    """Saved maps of images in one ``.npz``, as ``numpy.savez(file, **{image: map})`` writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -139,15 +129,21 @@ class MapArchive:
             raise UserError(f"{path} holds {len(members)} maps of {len(self.members)} images; expected one of each")
 
     def has(self, image: str) -> bool:
+        """Whether there is a map of the image with this id."""
         return image in self.members
 
     def read(self, image: str, size: tuple[int, int] | None = None) -> Map:
+        """The image's map, see `read_map`."""
         name = f"{self.path}: {image}"
         with _reading(name):
             return _read_member(self.archive, self.members[image], name, size)
 
     def images(self) -> Iterator[str]:
+        """Ids of all images with a map, in no order."""
         yield from self.members
+
+
+SavedMaps = MapFolder | MapArchive
 
 
 def read_map(file: IO[bytes], name: str, size: tuple[int, int] | None = None) -> Map:

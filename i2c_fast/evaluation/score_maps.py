@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..data import UnreadableImageError, read_image
+from ..data import read_image
 from ..data.layouts.annotations import look_up
 from ..data.layouts.wsolevaluation_lists import (
     OBJECTS,
@@ -165,10 +165,7 @@ def read_mask(root: Path, paths: MaskPaths) -> Mask:
     def read(path: str) -> Mask:
         if not (root / path).resolve().is_relative_to(root.resolve()):
             raise UserError(f"{root / path} leads out of {root}; copy the mask into the folder")
-        try:
-            return np.asarray(cv2.cvtColor(read_image(root / path), cv2.COLOR_RGB2GRAY), np.uint8)
-        except UnreadableImageError as error:
-            raise UserError(str(error)) from None
+        return np.asarray(cv2.cvtColor(read_image(root / path), cv2.COLOR_RGB2GRAY), np.uint8)
 
     return combine_masks([read(path) for path in paths.objects], None if paths.ignore is None else read(paths.ignore))
 

@@ -46,14 +46,11 @@ class Scores:
         first = shards[0]
         for shard in shards[1:]:
             first._check_comparable(shard)
-            if (shard.indices is None) != (first.indices is None):
-                raise ValueError("some shards know the indices of their images, others do not")
-            if (shard.ranks is None) != (first.ranks is None):
-                raise ValueError("some shards know the ranks of their labels, others do not")
-        indices = None
+        indices = joined([one.indices for one in shards], "some shards know the indices of their images, others do not")
+        ranks = joined([one.ranks for one in shards], "some shards know the ranks of their labels, others do not")
+        contour_hits = joined([one.contour_hits for one in shards], "some shards judge all contours, others do not")
         order: NDArray[np.intp] | slice = slice(None)
-        if first.indices is not None:
-            indices = np.concatenate([shard.indices for shard in shards if shard.indices is not None])
+        if indices is not None:
             order = np.argsort(indices, kind="stable")
             again = np.append(False, np.diff(indices[order]) == 0)
             if again.any() and not repeats:
@@ -61,15 +58,13 @@ class Scores:
                 raise ValueError(f"image {repeated} was scored more than once; shards must not overlap")
             order = order[~again]
             indices = indices[order]
-        ranks = [shard.ranks for shard in shards if shard.ranks is not None]
-        contour_hits = [shard.contour_hits for shard in shards if shard.contour_hits is not None]
         return Scores(
             first.protocol,
             first.thresholds,
-            np.concatenate(ranks)[order] if ranks else None,
+            None if ranks is None else ranks[order],
             np.concatenate([shard.boxed for shard in shards])[order],
             np.concatenate([shard.hits for shard in shards])[order],
-            np.concatenate(contour_hits)[order] if contour_hits else None,
+            None if contour_hits is None else contour_hits[order],
             indices,
         )
 
@@ -100,8 +95,7 @@ class Scores:
 
     def localization_errors(self, metric: str) -> NDArray[np.float64]:
         """Error in per cent at each threshold, [T]."""
-        errors: NDArray[np.float64] = 100 * (1 - self.right(metric).mean(0))
-        return errors
+        return 100 * (1 - self.right(metric).mean(0))
 
     def contour_accuracies(self) -> NDArray[np.float64]:
         """Accuracy in per cent of any contour's box at each of CONTOUR_IOUS and each threshold, [3, T].
@@ -176,6 +170,18 @@ class Scores:
     def _check_comparable(self, other: "Scores") -> None:
         if self.protocol != other.protocol or not np.array_equal(self.thresholds, other.thresholds):
             raise ValueError(f"scores by {self.protocol!r} and {other.protocol!r}, or of other thresholds, do not mix")
+
+
+def joined(parts: Sequence[NDArray[Any] | None], mixed: str) -> NDArray[Any] | None:
+    """The arrays as one; None where each is None.
+
+    Raises:
+        ValueError: only some are None; `mixed` is the message.
+    """
+    given = [part for part in parts if part is not None]
+    if len(given) not in (0, len(parts)):
+        raise ValueError(mixed)
+    return np.concatenate(given) if given else None
 
 
 def best_index(accuracies: NDArray[np.float64]) -> int:

@@ -47,25 +47,18 @@ def read_val(source: Source) -> ImageIndex:
 
 
 def _boxes(root: Path, paths: Sequence[str]) -> tuple[Boxes, ...]:
-    boxes = read_boxes_csv(root)
-    empty = np.zeros((0, 4), np.float32)
-    return tuple(boxes.get(path, empty) for path in paths)
-
-
-def read_boxes_csv(root: Path) -> dict[str, Boxes]:
-    """Boxes of each image path in ``boxes.csv``, if there is one.
+    """Boxes of each image by ``boxes.csv``, if there is one.
 
     Raises:
         UserError: lines of another form, or for an image that is not there: its boxes would be lost.
     """
     path = root / BOXES
-    if not path.exists():
-        return {}
-    boxes = read_boxes(path, "path,x0,y0,x1,y1", _parse, {}, header="path,")
+    boxes = read_boxes(path, "path,x0,y0,x1,y1", _parse, {}, header="path,") if path.exists() else {}
     for image in boxes:
         if not (root / image).is_file():
             raise UserError(f"{path}: image {image} is not under {root}; its path must start there")
-    return boxes
+    empty = np.zeros((0, 4), np.float32)
+    return tuple(boxes.get(image, empty) for image in paths)
 
 
 def _parse(line: str) -> tuple[str, Box]:
