@@ -12,7 +12,7 @@ from torch import Tensor
 from i2c_fast import losses as losses_module
 from i2c_fast.config import Config
 from i2c_fast.data import ClassPairedSampler, TrainBatch, TrainBatches
-from i2c_fast.kernels import InterImageSums, Slots
+from i2c_fast.kernels import InterImageOutput, Slots
 from i2c_fast.losses import InterImageLoss
 from i2c_fast.methods import method as method_module
 from i2c_fast.methods.i2c import I2C
@@ -76,7 +76,7 @@ def test_seeds_reach_the_body_through_slots(trainer: Trainer, monkeypatch: pytes
     opened: list[Slots | None] = []
     real = losses_module.inter_image_loss
 
-    def watched(*arguments: Any, **options: Any) -> InterImageSums:
+    def watched(*arguments: Any, **options: Any) -> InterImageOutput:
         opened.append(options["slots"])
         return real(*arguments, **options)
 
@@ -130,7 +130,7 @@ def nan_in_feature(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
 def nan_in_class_mean(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
     real = losses_module.inter_image_loss
 
-    def poisoned(*arguments: Any, **options: Any) -> InterImageSums:
+    def poisoned(*arguments: Any, **options: Any) -> InterImageOutput:
         sums = real(*arguments, **options)
         means = sums.class_means.means.clone()
         means[sums.class_means.labels == 1] = torch.nan
