@@ -89,7 +89,7 @@ def test_features_are_what_torchvisions_layers_gave(backbone: str) -> None:
 
 @BACKBONE_NAMES
 def test_scratch_weights_keep_the_gradients_size_through_relus(backbone: str) -> None:
-    for layer in BACKBONES[backbone].body().modules():
+    for layer in BACKBONES[backbone].build().modules():
         if isinstance(layer, nn.Conv2d) and layer.weight.numel() > 30_000:
             expected = (2 / (layer.out_channels * layer.weight[0, 0].numel())) ** 0.5
             assert layer.weight.std().item() == pytest.approx(expected, rel=0.05)
@@ -98,7 +98,7 @@ def test_scratch_weights_keep_the_gradients_size_through_relus(backbone: str) ->
 
 @BACKBONE_NAMES
 def test_body_trains_on_channels_last_images(backbone: str) -> None:
-    body = BACKBONES[backbone].body().to(memory_format=torch.channels_last)
+    body = BACKBONES[backbone].build().to(memory_format=torch.channels_last)
     batch = images(16).float().contiguous(memory_format=torch.channels_last)
     features = body(batch)
     assert features.is_contiguous(memory_format=torch.channels_last)

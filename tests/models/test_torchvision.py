@@ -75,14 +75,14 @@ def torchvision_features(backbone: str, network: Any, x: Tensor) -> Tensor:
 def test_body_has_every_tensor_of_torchvisions_network_up_to_the_cut(backbone: str) -> None:
     with torch.device("meta"):
         theirs = torchvision_network(backbone).state_dict()
-        ours = BACKBONES[backbone].body().state_dict()
+        ours = BACKBONES[backbone].build().state_dict()
     expected = {name: value.shape for name, value in theirs.items() if not name.startswith(LEFT_OUT[backbone])}
     assert {name: value.shape for name, value in ours.items()} == expected
 
 
 @BACKBONE_NAMES
 def test_body_computes_what_torchvisions_layers_compute(backbone: str) -> None:
-    body = BACKBONES[backbone].body().double().eval()
+    body = BACKBONES[backbone].build().double().eval()
     network = torchvision_network(backbone).double().eval()
     names = list(body.state_dict())
     fill(body, names)
