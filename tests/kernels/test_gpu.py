@@ -276,7 +276,6 @@ def test_gradscaler_skips_a_step_and_the_centers_with_it() -> None:
     assert t.criterion.draws[1] == 2
 
 
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer_finds_nothing(tool: str) -> None:
     sanitizer = shutil.which("compute-sanitizer")

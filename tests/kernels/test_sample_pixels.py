@@ -125,8 +125,8 @@ def test_first_takes_row_major_order_and_wraps() -> None:
 def test_draws_are_uniform() -> None:
     maps = torch.cat([torch.zeros(20_000, 1, 2), torch.ones(20_000, 1, 10)], 2)
     indices, _ = sample_pixels(maps, 3, 0.5, SEED)
-    for place in range(3):  # each seed by itself: 9 degrees of freedom, χ² < 33.7 with probability .9999
-        observed = torch.bincount(indices[:, place].long(), minlength=12)[2:].double()
+    for i in range(3):  # each seed by itself: 9 degrees of freedom, χ² < 33.7 with probability .9999
+        observed = torch.bincount(indices[:, i].long(), minlength=12)[2:].double()
         assert float((observed - 2000).square().sum() / 2000) < 33.7
     # Which pixel follows which: 90 ordered pairs, χ² with 89 degrees of freedom < 143.
     ordered = torch.bincount(indices[:, 0].long() * 12 + indices[:, 1].long(), minlength=144).double()
@@ -164,10 +164,10 @@ def test_int32_seed_draws_as_an_int64_one() -> None:
 def test_image_ids_make_a_slice_draw_as_the_whole_batch(dtype: torch.dtype) -> None:
     maps = torch.rand(6, 7, 7)
     whole, whole_counts = sample_pixels(maps, 3, 0.3, SEED)
-    places = torch.tensor([4, 1, 5])
-    part, counts = sample_pixels(maps[places], 3, 0.3, SEED, image_ids=places.to(dtype))
-    assert torch.equal(part, whole[places])
-    assert torch.equal(counts, whole_counts[places])
+    chosen = torch.tensor([4, 1, 5])
+    part, counts = sample_pixels(maps[chosen], 3, 0.3, SEED, image_ids=chosen.to(dtype))
+    assert torch.equal(part, whole[chosen])
+    assert torch.equal(counts, whole_counts[chosen])
 
 
 def test_raw_and_normalized_maps_draw_the_same() -> None:

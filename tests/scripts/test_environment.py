@@ -16,7 +16,7 @@ case "$*" in
     *"import ensurepip"*) exit 1 ;;
     *venv*) echo python3.11-venv ;;
     *"pip install"*) echo "$*" >>"{site}/pip.log"; echo "no space left"; exit {pip_status} ;;
-    *) echo "ran $*"; case "$2" in {failing}) exit 3 ;; esac ;;
+    *) echo "ran $*${{I2C_FAST_BACKEND:+ with $I2C_FAST_BACKEND}}"; case "$2$I2C_FAST_BACKEND" in {statuses} esac ;;
 esac
 """
 
@@ -28,9 +28,11 @@ class Clone:
     root: Path
     site: Path
 
-    def python(self, torch: str = "", pip_status: int = 0, failing: str = "none") -> Path:
+    def python(self, torch: str = "", pip_status: int = 0, **statuses: int) -> Path:
+        """`statuses` are those with which modules end; `pytestinterpret` is pytest with that backend."""
         python = self.root.parent / "python"
-        python.write_text(STAND_IN.format(torch=torch, site=self.site, pip_status=pip_status, failing=failing))
+        arms = " ".join(f"{module}) exit {status} ;;" for module, status in statuses.items())
+        python.write_text(STAND_IN.format(torch=torch, site=self.site, pip_status=pip_status, statuses=arms))
         python.chmod(0o755)
         return python
 
@@ -39,6 +41,7 @@ class Clone:
 
     def run(self, script: str, python: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+        environment["I2C_FAST_BACKEND"] = ""
         command = [self.root / "scripts" / script, *arguments]
         environment["PYTHON"] = str(python)
         return subprocess.run(command, env=environment, cwd=self.site, capture_output=True, text=True)
@@ -130,11 +133,50 @@ def test_unusable_python_is_refused_in_one_line(clone: Clone, python: str) -> No
 
 @pytest.mark.parametrize(("failing", "ran"), [("ruff", 1), ("mypy", 3), ("pytest", 4)])
 def test_checks_stop_at_the_first_that_fails(clone: Clone, failing: str, ran: int) -> None:
-    done = clone.run("test", clone.python(torch="2.13.0", failing=failing), "-k", "some test")
+    done = clone.run("test", clone.python("2.13.0", **{failing: 3}), "-k", "some test")
     assert done.returncode == 3
-    checks = ["ran -m ruff check .", "ran -m ruff format --check .", "ran -m mypy", "ran -m pytest -k some test"]
+    checks = ["ran -m ruff check .", "ran -m ruff format --check .", "ran -m mypy", "ran -m pytest -k some test tests"]
     assert done.stdout.splitlines() == checks[:ran]
     assert clone.pip_calls()[0].endswith(f"--editable {clone.root}[dev] torch==2.13.0")
+
+
+INTERPRET = "tests/kernels/interpret"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plain", "interpreted"),
+    [
+        ("", "tests", INTERPRET),
+        ("--exhaustive -k kernels", "--exhaustive -k kernels tests", f"--exhaustive -k kernels {INTERPRET}"),
+        ("tests/models", "tests/models", None),
+        ("-x tests/kernels", "-x tests/kernels", f"-x {INTERPRET}"),
+        (f"tests/models {INTERPRET}/test_one.py::test -v", "-v tests/models", f"-v {INTERPRET}/test_one.py::test"),
+        (f"{INTERPRET}", None, INTERPRET),
+    ],
+)
+def test_options_go_to_both_calls_of_pytest_and_paths_to_their_own(
+    clone: Clone, arguments: str, plain: str | None, interpreted: str | None
+) -> None:
+    for folder in ("tests/models", INTERPRET, "kernels"):
+        (clone.root / folder).mkdir(parents=True)
+    (clone.root / INTERPRET / "test_one.py").touch()
+    done = clone.run("test", clone.python("2.13.0"), *arguments.split())
+    calls = [
+        *([] if plain is None else [f"ran -m pytest {plain}"]),
+        *([] if interpreted is None else [f"ran -m pytest {interpreted} with interpret"]),
+    ]
+    assert done.stdout.splitlines()[3:] == calls
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("plain", "interpreted", "status"),
+    [(0, 0, 0), (1, 0, 1), (0, 1, 1), (5, 0, 0), (0, 5, 0), (5, 5, 5), (5, 1, 1), (1, 5, 1), (2, 0, 2), (0, 4, 4)],
+)
+def test_a_call_without_tests_fails_only_if_the_other_has_none(
+    clone: Clone, plain: int, interpreted: int, status: int
+) -> None:
+    assert clone.run("test", clone.python("2.13.0", pytest=plain, pytestinterpret=interpreted)).returncode == status
 
 
 def test_developers_environment_serves_the_demo(clone: Clone) -> None:

@@ -18,7 +18,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "sliced": lambda x: x.repeat(1, 2, 1, 1)[:, ::2],
     "expanded": lambda x: x[:1].expand(3, -1, -1, -1),
 }
-BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.timeout(600))]
+BACKENDS = ["aot_eager", "inductor"]
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from i2c_fast.kernels import label_cam, label_cam_reference, normalize_cam
 from .accuracy import DTYPES, LAYOUTS, assert_no_worse, poison
 
 MODULE = sys.modules["i2c_fast.kernels.label_cam"]  # the package's attribute of that name is the function
-SIZES = [(3, 1, 1, 1), (3, 3, 7, 7), (5, 64, 13, 17), (1, 2050, 7, 7), (2, 65, 28, 28), (1, 3, 32, 32)]
+SIZES = [(3, 1, 1, 1), (3, 3, 7, 7), (5, 64, 13, 17), (1, 2050, 3, 5), (2, 65, 28, 28), (1, 3, 32, 32)]
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +59,10 @@ def check(case: Case, **options: Any) -> None:
         assert_no_worse(got, eager, truth)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("size", "dtype"), [*((size, torch.float32) for size in SIZES), *((SIZES[2], dtype) for dtype in DTYPES[1:])]
+)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("size", SIZES)
 def test_maps_and_gradients_are_as_exact_as_plain_pytorch(
     size: tuple[int, int, int, int], layout: str, dtype: torch.dtype
 ) -> None:
@@ -71,7 +72,7 @@ def test_maps_and_gradients_are_as_exact_as_plain_pytorch(
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_large_maps_are_as_exact_as_plain_pytorch(layout: str) -> None:
-    case = random_case((1, 3, 128, 128))
+    case = random_case((1, 3, 49, 49))
     check(case._replace(x=LAYOUTS[layout](case.x)))
 
 

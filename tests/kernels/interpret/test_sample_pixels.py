@@ -33,17 +33,17 @@ def assert_equal(
 
 @pytest.mark.parametrize("choice", ["random", "first"])
 @pytest.mark.parametrize(
-    ("height", "width", "k"), [(1, 1, 3), (7, 7, 1), (7, 7, 100), (13, 17, 4), (28, 28, 3), (32, 32, 7), (128, 128, 3)]
+    ("height", "width", "k"), [(1, 1, 3), (7, 7, 1), (7, 7, 100), (13, 17, 4), (28, 28, 3), (32, 32, 7), (46, 47, 3)]
 )
 def test_draws_equal_the_reference(height: int, width: int, k: int, choice: SeedChoice) -> None:
-    assert_equal(random_maps(1 if height == 128 else 3, height, width), k, choice=choice)
+    assert_equal(random_maps(1 if height > 13 else 3, height, width), k, choice=choice)
 
 
 @pytest.mark.parametrize("choice", ["random", "first"])
 @pytest.mark.parametrize("k", [1, 5, 32])
 def test_best_seeds_of_many_blocks_are_kept(monkeypatch: pytest.MonkeyPatch, k: int, choice: SeedChoice) -> None:
     monkeypatch.setattr(MODULE, "MAX_BLOCK", 32)
-    assert_equal(random_maps(2, 13, 17), k, choice=choice)
+    assert_equal(random_maps(1, 11, 13), k, choice=choice)
 
 
 def test_more_seeds_than_a_block_holds_are_drawn_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,15 +54,15 @@ def test_more_seeds_than_a_block_holds_are_drawn_all_the_same(monkeypatch: pytes
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_any_dtype_and_strides_are_read_in_place(dtype: torch.dtype) -> None:
-    maps = random_maps(3, 9, 20).to(dtype)
+    maps = random_maps(2, 7, 9).to(dtype)
     assert_equal(maps.transpose(1, 2), 4)
-    assert_equal(maps[:, 1:8, 3:18:2], 4)
-    assert_equal(maps[0].expand(2, 9, 20), 4)
+    assert_equal(maps[:, 1:6, 2:8:2], 4)
+    assert_equal(maps[0].expand(2, 7, 9), 4)
     assert_equal(maps[:, :, :1], 4)
 
 
 def test_seeds_are_distinct_pixels_above_the_threshold() -> None:
-    maps = random_maps(4, 12, 12)
+    maps = random_maps(4, 7, 9)
     indices, counts = sample_pixels(maps, 5, 0.6, SEED)
     flat = maps.flatten(1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
@@ -98,10 +98,10 @@ def test_no_pixel_above_gives_the_first_brightest(monkeypatch: pytest.MonkeyPatc
     assert counts.tolist() == [0]
 
 
-@pytest.mark.parametrize("place", [0, 24, 48])
-def test_map_with_a_nan_gives_pixel_zero(place: int) -> None:
+@pytest.mark.parametrize("pixel", [0, 24, 48])
+def test_map_with_a_nan_gives_pixel_zero(pixel: int) -> None:
     maps = random_maps(2, 7, 7)
-    maps[1].view(-1)[place] = torch.nan
+    maps[1].view(-1)[pixel] = torch.nan
     indices, counts = assert_equal(maps, 3)
     assert indices[1].tolist() == [0, 0, 0]
     assert counts[1] == 0 < counts[0]
@@ -119,7 +119,7 @@ def test_threshold_is_rounded_as_the_reference_rounds_it(threshold: float) -> No
 
 
 def test_every_word_of_seed_and_step_changes_the_draw() -> None:
-    maps = random_maps(1, 12, 12)
+    maps = random_maps(1, 7, 9)
     seeds = [SEED, *(SEED + torch.tensor(change) for change in ([1, 0], [1 << 32, 0], [0, 1], [0, 1 << 32]))]
     draws = [assert_equal(maps, 6, 0.2, seed)[0].tolist() for seed in (*seeds, -SEED, SEED.int())]
     assert len({str(draw) for draw in draws}) == len(draws)
@@ -134,7 +134,7 @@ def test_seed_is_read_from_its_memory_at_each_draw() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_slice_of_a_batch_draws_as_the_whole(dtype: torch.dtype) -> None:
-    maps, ids = random_maps(5, 8, 8), torch.arange(5, dtype=dtype)
+    maps, ids = random_maps(5, 5, 6), torch.arange(5, dtype=dtype)
     whole = assert_equal(maps, 4, 0.3)[0]
     assert torch.equal(assert_equal(maps[1::2], 4, 0.3, image_ids=ids[1::2])[0], whole[1::2])
     assert torch.equal(assert_equal(maps.flip(0), 4, 0.3, image_ids=ids.flip(0))[0], whole.flip(0))
@@ -159,15 +159,15 @@ def test_draws_are_uniform_over_the_region() -> None:
     maps[:, 1:] = 1.0  # 8 pixels of 12
     indices, _ = sample_pixels_reference(maps, 3, 0.5, torch.tensor([5, 0]))
     assert torch.equal(sample_pixels(maps[:4], 3, 0.5, torch.tensor([5, 0]))[0], indices[:4])
-    for place in range(3):
-        observed = indices[:, place].bincount(minlength=12)
+    for i in range(3):
+        observed = indices[:, i].bincount(minlength=12)
         assert not observed[:4].any()
         chi_square = float(((observed[4:] - 500) ** 2 / 500).sum())
         assert chi_square < 24.3  # the 0.1 % quantile of 7 degrees of freedom
 
 
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     height=st.integers(1, 6), width=st.integers(1, 6), k=st.integers(1, 9), threshold=st.floats(0, 0.99),
     seed=st.integers(-(2**63), 2**63 - 1), step=st.integers(-(2**63), 2**63 - 1), data=st.data(),

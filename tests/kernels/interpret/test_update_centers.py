@@ -63,11 +63,11 @@ def test_the_first_mean_replaces_the_center_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [0, 2047, 2048, 2049])
-def test_a_mean_that_is_not_finite_anywhere_touches_nothing(bad: float, place: int) -> None:
+@pytest.mark.parametrize("channel", [0, 2047, 2048, 2049])
+def test_a_mean_that_is_not_finite_anywhere_touches_nothing(bad: float, channel: int) -> None:
     centers, steps, means = torch.randn(2, 2050), torch.tensor([3, 4]), torch.randn(1, 2050)
     before = centers.clone()
-    means[0, place] = bad
+    means[0, channel] = bad
     update_centers(centers, steps, torch.tensor([1]), means, ALPHA)
     assert torch.equal(centers, before)
     assert steps.tolist() == [3, 4]
