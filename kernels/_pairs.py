@@ -31,8 +31,8 @@ def seed_block(k: int) -> int:
 
 
 def label_block(images: int) -> int:
-    """Labels that a program compares at a time: all of them, up to 8 a thread of four warps."""
-    return min(next_power_of_2(images), 1024)
+    """Labels that a program compares at a time: all of them, one to 8 a thread; fewer would cost registers instead."""
+    return min(max(next_power_of_2(images), 256), 1024)
 
 
 def chunk_block(chunks: int) -> int:
