@@ -68,20 +68,13 @@ def render(facts: Sequence[RunFacts], date: str) -> str:
 
 
 def _context(facts: Sequence[RunFacts], date: str) -> dict[str, Any]:
-    first = facts[0]
-    index = first.run.index
-    boxed = first.threshold is not None
-    baseline = centered_box_error(index, PaperProtocol()) if boxed else None
+    boxed = facts[0].threshold is not None
+    baseline = centered_box_error(facts[0].run.index, PaperProtocol()) if boxed else None
     return {
         "runs": facts,
         "letters": LETTERS,
-        "several": len(facts) > 1,
         "date": date,
-        "index": index,
         "boxed": boxed,
-        "images_with_boxes": int(first.scores.boxed.sum()),
-        "protocol": first.scores.protocol,
-        "threshold_step": first.run.config.eval.threshold_step,
         "baseline": baseline,
         "tiles": best_runs(facts),
         "about": about_rows(facts),
