@@ -107,10 +107,10 @@ def check_writable(output: Path) -> None:
     try:
         if output.is_dir():
             raise UserError(f"--output {output} is a folder; name the page in it, as {output / 'report.html'}")
-        above = next((parent for parent in output.absolute().parents if parent.exists()), None)
+        above = next(parent for parent in output.absolute().parents if parent.exists())
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
-    if above is not None and not above.is_dir():
+    if not above.is_dir():
         raise UserError(f"--output {output} lies below {above}, which is a file; choose another --output")
-    if above is not None and not os.access(above, os.W_OK):
+    if not os.access(above, os.W_OK):
         raise UserError(f"--output {output}: {above} is not writable; choose another --output")
