@@ -1,7 +1,7 @@
 """Choose the images to show, by fixed rules and a fixed seed."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..data import UnreadableImageError, read_image
 from ..data.images import Image
 from ..evaluation import FAILURES, Outcome
+from ..evaluation.boxes import Gray
 from .collect import RunFacts
 from .overlay import draw_overlay
 
@@ -127,7 +128,7 @@ def _view(facts: RunFacts, run: int, i: int, image: Image, key: str) -> View:
     return View(
         f"{key}-{run}-{i}",
         run,
-        _data_uri(image, lambda w, h: facts.heat(i, w, h)),
+        _data_uri(image, facts.heat(i, width, height)),
         width,
         height,
         facts.boxes[i].tolist(),
@@ -143,13 +144,13 @@ def _view(facts: RunFacts, run: int, i: int, image: Image, key: str) -> View:
     )
 
 
-def _data_uri(image: Image, heat: Callable[[int, int], NDArray[np.uint8]]) -> str:
+def _data_uri(image: Image, heat: Gray) -> str:
     """The image under its heat map, no larger than `SIDE`, as a WebP data URI. The boxes are drawn by the page: they
     stay sharp at any size, and one of them is dashed."""
     height, width = image.shape[:2]
     scale = min(1.0, SIDE / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    gray = cv2.resize(heat(width, height), size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    gray = cv2.resize(heat, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
     picture = cv2.cvtColor(draw_overlay(small, gray), cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])

@@ -118,12 +118,10 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 def _number(value: Any) -> float:
     """The value as a float; NaN where it is none, or too large for one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return float("nan")
-    try:
-        return float(value)
-    except OverflowError:
-        return float("nan")
+    with suppress(OverflowError):
+        if type(value) in (int, float):
+            return float(value)
+    return float("nan")
 
 
 def _error(found: Any) -> float:
