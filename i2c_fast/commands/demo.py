@@ -11,8 +11,7 @@ from ..data import ImageIndex, read_image
 from ..data.generated import write_generated
 from ..data.images import Image
 from ..environment import environment
-from ..errors import UserError
-from ..evaluation import PaperProtocol, Scores, centered_box_error, paired_differences
+from ..evaluation import PaperProtocol, Scores, centered_box_error, paired_differences, require_empty
 from ..files import write_json
 from ..report import contact_sheet, draw_overlay, save_picture
 from ..training import checkpoints_of, score_checkpoint, start_run
@@ -35,11 +34,10 @@ def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> 
         folder.
 
     Raises:
-        UserError: `output` is not empty.
+        UserError: `output` is a file, or a folder that is not empty.
     """
     folder = output or free_folder(Path("runs/demo"))
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; choose another --output")
+    require_empty(folder, "--output")
     console.print(NOTICE, highlight=False)
     train_root, test_root = folder / "generated", folder / "generated_test"
     write_generated(train_root, seed=2 * seed, classes=CLASSES, train_images=TRAIN_IMAGES, val_images=10)

@@ -78,15 +78,12 @@ class Predictor:
         chosen = probabilities.argmax(1) if labels is None else torch.tensor(labels, device=batch.device)
         maps = maps[torch.arange(len(images)), chosen]
         scores = probabilities.gather(1, chosen[:, None]).squeeze(1).tolist()
-        return [
-            self._localize(image, label, score, raw)
-            for image, label, score, raw in zip(images, chosen.tolist(), scores, maps.cpu().numpy(), strict=True)
-        ]
-
-    def _localize(self, image: Image, label: int, score: float, raw: NDArray[np.float32]) -> Localization:
-        gray = self.protocol.gray_map(raw, image.shape[1], image.shape[0])
-        x0, y0, x1, y1 = self.protocol.box_at(gray, self.threshold).tolist()
-        return Localization(image, label, score, gray, (x0, y0, x1, y1))
+        found = []
+        for image, label, score, raw in zip(images, chosen.tolist(), scores, maps.cpu().numpy(), strict=True):
+            gray = self.protocol.gray_map(raw, image.shape[1], image.shape[0])
+            x0, y0, x1, y1 = self.protocol.box_at(gray, self.threshold).tolist()
+            found.append(Localization(image, label, score, gray, (x0, y0, x1, y1)))
+        return found
 
 
 def open_predictor(checkpoint: Path, device: str = "auto", threshold: int | None = None) -> Predictor:

@@ -2,20 +2,17 @@
 
 from .images import RESIZE, UnreadableImageError, read_image, resize
 from .index import ImageIndex
-from .layouts import LAYOUTS, Split, read_split, recognize
+from .layouts import Split, read_split, recognize
 from .loader import EvalBatch, EvalBatches, TrainBatch, TrainBatches, eval_loader, train_loader
-from .sampler import SAMPLERS, BatchPlan, ClassPairedSampler, PlainSampler, Sampler
+from .sampler import SAMPLERS, ClassPairedSampler, Sampler
 
 __all__ = [
-    "LAYOUTS",
     "RESIZE",
     "SAMPLERS",
-    "BatchPlan",
     "ClassPairedSampler",
     "EvalBatch",
     "EvalBatches",
     "ImageIndex",
-    "PlainSampler",
     "Sampler",
     "Split",
     "TrainBatch",

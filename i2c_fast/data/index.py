@@ -118,9 +118,8 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-        return False
-    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry))
+    suffix = os.path.splitext(entry.name)[1].lower()
+    return suffix in IMAGE_SUFFIXES and (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry)))
 
 
 def _names(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:

@@ -9,16 +9,8 @@ from PIL import Image
 
 from .images import UnreadableImageError, read_file, read_image
 
-# Formats by file suffix. Others may decode with one version of a library and not with the next, so none is taken.
-FORMATS = {
-    ".jpeg": "JPEG",
-    ".jpg": "JPEG",
-    ".png": "PNG",
-    ".bmp": "BMP",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
+# File suffixes of the formats that are read. Others may decode with one version of a library and not with the next.
+FORMATS = {"JPEG": (".jpeg", ".jpg"), "PNG": (".png",), "BMP": (".bmp",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
 
 _ORIENTATION = 0x112  # EXIF tag
 _PNG_DEPTH = 24  # byte that holds the bit depth, by PNG's specification
@@ -58,13 +50,13 @@ def _oddities(path: Path) -> tuple[str, ...]:
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as image:
             kind = "JPEG" if image.format == "MPO" else image.format or "unknown format"
-            if kind not in FORMATS.values():
+            if kind not in FORMATS:
                 raise UnreadableImageError(path, f"is a {kind}, which is not read; convert it to JPEG or PNG")
             deep = image.mode in ("F", "I") or "16" in image.mode or (kind == "PNG" and data[_PNG_DEPTH] == 16)
             orientation = image.getexif().get(_ORIENTATION, 1)
             image.load()
             found = {
-                f"is a {kind}": FORMATS.get(path.suffix.lower()) != kind,
+                f"is a {kind}": path.suffix.lower() not in FORMATS[kind],
                 "is CMYK": image.mode == "CMYK",
                 "has more than 8 bits a channel": deep,
                 "has transparency, which is dropped": image.has_transparency_data,

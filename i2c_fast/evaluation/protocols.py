@@ -31,7 +31,6 @@ class ScoringProtocol(Protocol):
     @property
     def thresholds(self) -> NDArray[np.int64]:
         """The grid of gray levels, [T]."""
-        ...
 
     def map_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the gray map of an image of the given size."""
@@ -39,11 +38,9 @@ class ScoringProtocol(Protocol):
 
     def gray_map(self, raw: NDArray[np.floating], width: int, height: int) -> Gray:
         """Raw map [h, w] of an image of the given size → what thresholds are applied to, uint8 of `map_size`."""
-        ...
 
     def box_at(self, gray: Gray, threshold: int) -> Boxes:
         """The one box at a gray level, int32 [4] in pixels of the gray map, inclusive."""
-        ...
 
     def to_map(self, gt_boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.floating]:
         """Boxes [B, 4] in pixels of an image of the given size → in pixels of its gray map, where they are judged."""
@@ -55,7 +52,6 @@ class ScoringProtocol(Protocol):
 
     def verdict(self, raw: NDArray[np.floating], width: int, height: int, gt_boxes: NDArray[np.float32]) -> Verdict:
         """Judge a raw map [h, w] of an image of the given size; without ground-truth boxes [B, 4] all is wrong."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,8 @@ import numpy as np
 import torch
 
 from ..data import read_image
+from ..data.layouts import wsolevaluation_lists as lists
 from ..data.layouts.annotations import look_up
-from ..data.layouts.wsolevaluation_lists import (
-    OBJECTS,
-    SIZES,
-    MaskPaths,
-    find_metadata,
-    read_ids,
-    read_masks,
-    read_objects,
-    read_sizes,
-)
 from ..errors import UserError
 from .metric import LocalizationMetric
 from .pixels import Mask, PixelAveragePrecision, combine_masks
@@ -69,13 +60,13 @@ def score_maps(
     """
     protocol = WsolEvaluationProtocol() if protocol is None else protocol
     folder = split_folder(metadata, split)
-    ids, known = read_ids(folder), read_sizes(folder)
-    boxes = read_objects(folder, ids, known, "masks need --masks")
-    sizes = [look_up(known, image, folder / SIZES) for image in ids]
+    ids, known = lists.read_ids(folder), lists.read_sizes(folder)
+    boxes = lists.read_objects(folder, ids, known, "masks need --masks")
+    sizes = [look_up(known, image, folder / lists.SIZES) for image in ids]
     expected = [protocol.map_size(*size) for size in sizes]
     for image, (width, height) in zip(ids, expected, strict=True):
         if width * height > MAX_PIXELS:
-            raise UserError(f"{folder / SIZES}: {image} has {width} × {height} pixels; the most is {MAX_PIXELS}")
+            raise UserError(f"{folder / lists.SIZES}: {image} has {width} × {height} pixels; the most is {MAX_PIXELS}")
     ranks = None if predictions is None else read_ranks(predictions, folder, ids)
     saved = open_maps(maps)
     require_maps(saved, ids, maps)
@@ -114,8 +105,8 @@ def score_masks(
         UserError: as `score_maps`, a mask that cannot be read, or masks without any object.
     """
     folder, protocol = split_folder(metadata, split), WsolEvaluationProtocol()
-    ids = read_ids(folder)
-    paths = read_masks(folder, ids)
+    ids = lists.read_ids(folder)
+    paths = lists.read_masks(folder, ids)
     saved = open_maps(maps)
     require_maps(saved, ids, maps)
 
@@ -136,7 +127,7 @@ def score_masks(
     try:
         return {"protocol": protocol.name, "images": len(ids), "pxap": total.compute()}
     except ValueError as error:
-        raise UserError(f"{folder / OBJECTS}: {error}") from None
+        raise UserError(f"{folder / lists.OBJECTS}: {error}") from None
 
 
 def _changes(raw: Map, size: tuple[int, int]) -> bool:
@@ -155,11 +146,11 @@ def split_folder(metadata: Path, split: str | None) -> Path:
     if not metadata.is_dir():
         raise UserError(f"--metadata: {metadata} is not a folder")
     wanted = SPLITS[:2] if split is None else (split,)
-    folder = find_metadata(metadata, wanted, "--metadata")
+    folder = lists.find_metadata(metadata, wanted, "--metadata")
     return next(folder / name for name in wanted if (folder / name).is_dir())
 
 
-def read_mask(root: Path, paths: MaskPaths) -> Mask:
+def read_mask(root: Path, paths: lists.MaskPaths) -> Mask:
     """One image's mask for `PixelAveragePrecision` from its files under `root`."""
 
     def read(path: str) -> Mask:

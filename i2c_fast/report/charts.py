@@ -181,11 +181,9 @@ def number(value: float) -> str:
 def _path(x: Numbers, y: Numbers) -> str:
     parts, pen = [], "M"
     for left, top in zip(x.tolist(), y.tolist(), strict=True):
-        if not np.isfinite(top):
-            pen = "M"
-            continue
-        parts.append(f"{pen}{left:.1f} {top:.1f}")
-        pen = "L"
+        if np.isfinite(top):
+            parts.append(f"{pen}{left:.1f} {top:.1f}")
+        pen = "L" if np.isfinite(top) else "M"
     return "".join(parts)
 
 

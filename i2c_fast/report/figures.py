@@ -123,11 +123,10 @@ def pixel_charts(facts: Sequence[RunFacts]) -> list[Chart]:
         mark = int(heights.argmax())
         series.append(Series(position, corners, heights, letter(position, facts).strip(), mark))
         words.append(f"{run.name}: median {middle:.0f}, 10th to 90th percentile {low:.0f} to {high:.0f}")
-    title = "Validation images, %"
     bins = "one pixel" if width == 1 else f"{width} pixels"
     return [
         line_chart(
-            title,
+            "Validation images, %",
             series,
             "pixels above δ",
             alt=f"Histogram of the number of map pixels above the threshold. {'; '.join(words)}.",

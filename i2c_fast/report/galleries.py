@@ -1,10 +1,9 @@
 """Choose the images to show, by fixed rules and a fixed seed."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from ..data import UnreadableImageError, read_image
 from ..data.images import Image
 from ..evaluation import FAILURES, Outcome
+from ..evaluation.boxes import Gray
 from .collect import RunFacts
 from .overlay import draw_overlay
 
@@ -20,15 +20,6 @@ SEED = 0
 SIDE = 440  # longer side of a picture in the page, pixels
 QUALITY = 75  # of WebP; with SIDE some 15 KB a picture
 RANDOM, DIFFERENT, OF_A_RUN = 12, 9, 6  # images of a gallery; these numbers fill rows
-
-
-class Rectangle(NamedTuple):
-    """A box to draw: its corner and sides."""
-
-    x: float
-    y: float
-    width: float
-    height: float
 
 
 @dataclass(frozen=True)
@@ -40,8 +31,8 @@ class View:
     data: str  # the picture as a data URI
     width: int  # of the stored image, in whose pixels the boxes are
     height: int
-    box: Rectangle | None
-    gt_boxes: list[Rectangle]
+    box: list[float]  # x0, y0, x1, y1, inclusive; no box: x1 < x0
+    gt_boxes: list[list[float]]
     name: str
     path: str
     label: str  # its class
@@ -88,31 +79,31 @@ def run_galleries(facts: RunFacts, position: int) -> list[Gallery]:
 
     Without ground-truth boxes, only images of wrong class can be told from others.
     """
-    one, galleries = (facts,), []
     if facts.threshold is None:
         wrong = np.flatnonzero(~facts.scores.recognized(1))
-        galleries.append(_sampled(one, f"wrong-class-{position}", "Wrong class", wrong, position))
-        return galleries
+        return [_sampled(facts, f"wrong-class-{position}", "Wrong class", wrong, position)]
     known = np.flatnonzero(np.isfinite(facts.iou))
     surest = -np.nan_to_num(facts.label_probability)
     right = known[facts.scores.recognized(1)[known]]
     best = right[np.lexsort((surest[right], -facts.iou[right]))][:OF_A_RUN]
     worst = known[np.lexsort((surest[known], facts.iou[known]))][:OF_A_RUN]
-    note = "Highest IoU where the class is right." if len(best) else "No class is right."
-    galleries.append(_gallery(one, f"best-{position}", "Best", note, best, position))
-    note = "Lowest IoU; of equal ones those with the highest probability of the label."
-    galleries.append(_gallery(one, f"worst-{position}", "Worst", note, worst, position))
+    best_note = "Highest IoU where the class is right." if len(best) else "No class is right."
+    worst_note = "Lowest IoU; of equal ones those with the highest probability of the label."
+    galleries = [
+        _gallery((facts,), f"best-{position}", "Best", best_note, best, position),
+        _gallery((facts,), f"worst-{position}", "Worst", worst_note, worst, position),
+    ]
     for kind in FAILURES:
         members = np.array([i for i, found in enumerate(facts.outcomes) if found is kind], np.int64)
         key = f"{kind.value.replace(' ', '-')}-{position}"
-        galleries.append(_sampled(one, key, kind.value.capitalize(), members, position))
+        galleries.append(_sampled(facts, key, kind.value.capitalize(), members, position))
     return galleries
 
 
-def _sampled(facts: Sequence[RunFacts], key: str, title: str, members: NDArray[np.int64], position: int) -> Gallery:
+def _sampled(facts: RunFacts, key: str, title: str, members: NDArray[np.int64], position: int) -> Gallery:
     drawn = np.sort(np.random.default_rng(SEED).choice(members, min(OF_A_RUN, len(members)), replace=False))
     note = f"{len(drawn)} of {len(members):,}, drawn with seed {SEED}." if len(members) else "None."
-    return _gallery(facts, key, title, note, drawn, position)
+    return _gallery((facts,), key, title, note, drawn, position)
 
 
 def _gallery(
@@ -133,16 +124,15 @@ def _gallery(
 def _view(facts: RunFacts, run: int, i: int, image: Image, key: str) -> View:
     index = facts.run.index
     height, width = image.shape[:2]
-    x0, y0, x1, y1 = facts.boxes[i].tolist()
     outcome = facts.outcomes[i]
     return View(
         f"{key}-{run}-{i}",
         run,
-        _data_uri(image, lambda w, h: facts.heat(i, w, h)),
+        _data_uri(image, facts.heat(i, width, height)),
         width,
         height,
-        Rectangle(x0, y0, x1 - x0 + 1, y1 - y0 + 1) if x1 >= x0 else None,
-        [Rectangle(x0, y0, x1 - x0 + 1, y1 - y0 + 1) for x0, y0, x1, y1 in index.boxes[i].tolist()],
+        facts.boxes[i].tolist(),
+        index.boxes[i].tolist(),
         PurePosixPath(index.paths[i]).name,
         index.paths[i],
         index.classes[index.labels[i]],
@@ -154,13 +144,13 @@ def _view(facts: RunFacts, run: int, i: int, image: Image, key: str) -> View:
     )
 
 
-def _data_uri(image: Image, heat: Callable[[int, int], NDArray[np.uint8]]) -> str:
+def _data_uri(image: Image, heat: Gray) -> str:
     """The image under its heat map, no larger than `SIDE`, as a WebP data URI. The boxes are drawn by the page: they
     stay sharp at any size, and one of them is dashed."""
     height, width = image.shape[:2]
     scale = min(1.0, SIDE / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    gray = cv2.resize(heat(width, height), size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    gray = cv2.resize(heat, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
     picture = cv2.cvtColor(draw_overlay(small, gray), cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])

@@ -68,20 +68,13 @@ def render(facts: Sequence[RunFacts], date: str) -> str:
 
 
 def _context(facts: Sequence[RunFacts], date: str) -> dict[str, Any]:
-    first = facts[0]
-    index = first.run.index
-    boxed = first.threshold is not None
-    baseline = centered_box_error(index, PaperProtocol()) if boxed else None
+    boxed = facts[0].threshold is not None
+    baseline = centered_box_error(facts[0].run.index, PaperProtocol()) if boxed else None
     return {
         "runs": facts,
         "letters": LETTERS,
-        "several": len(facts) > 1,
         "date": date,
-        "index": index,
         "boxed": boxed,
-        "images_with_boxes": int(first.scores.boxed.sum()),
-        "protocol": first.scores.protocol,
-        "threshold_step": first.run.config.eval.threshold_step,
         "baseline": baseline,
         "tiles": best_runs(facts),
         "about": about_rows(facts),
@@ -114,10 +107,10 @@ def check_writable(output: Path) -> None:
     try:
         if output.is_dir():
             raise UserError(f"--output {output} is a folder; name the page in it, as {output / 'report.html'}")
-        above = next((parent for parent in output.absolute().parents if parent.exists()), None)
+        above = next(parent for parent in output.absolute().parents if parent.exists())
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
-    if above is not None and not above.is_dir():
+    if not above.is_dir():
         raise UserError(f"--output {output} lies below {above}, which is a file; choose another --output")
-    if above is not None and not os.access(above, os.W_OK):
+    if not os.access(above, os.W_OK):
         raise UserError(f"--output {output}: {above} is not writable; choose another --output")

@@ -55,21 +55,13 @@ def error_groups(facts: Sequence[RunFacts]) -> list[Group]:
     groups.append(Group(f"Localization, each metric at its own best threshold: {lower}", own))
     groups.append(Group(f"Localization, all at Gt-known’s best threshold: {lower}", common))
     if "max_box_acc_v2" in found[0]:
-        contours = [
-            _row(
-                f"any contour, IoU ≥ {iou:g}",
-                found,
-                f"max_box_acc_v2.iou_{100 * iou:.0f}.accuracy",
-                f"max_box_acc_v2.iou_{100 * iou:.0f}.threshold",
-                higher_is_better=True,
-            )
-            for iou in CONTOUR_IOUS
-        ]
         rows = [
             _row("MaxBoxAcc", found, "max_box_acc", "gt_known.threshold", higher_is_better=True),
             _row("MaxBoxAccV2, mean of the three below", found, "max_box_acc_v2.accuracy", higher_is_better=True),
-            *contours,
         ]
+        for iou in CONTOUR_IOUS:
+            name, at = f"any contour, IoU ≥ {iou:g}", f"max_box_acc_v2.iou_{100 * iou:.0f}"
+            rows.append(_row(name, found, f"{at}.accuracy", f"{at}.threshold", higher_is_better=True))
         groups.append(Group("Standard evaluator: accuracy %, higher is better", rows))
     return groups
 
@@ -136,10 +128,8 @@ def failure_rows(facts: Sequence[RunFacts]) -> list[Row]:
     totals = [sum(count[kind] for kind in FAILURES) for count in counts]
     rows = []
     for kind, (term, _) in FAILURES.items():
-        cells = []
-        for count, total in zip(counts, totals, strict=True):
-            fraction = count[kind] / total if total else 0.0
-            cells.append(Cell(f"{count[kind]:,}", f"{100 * fraction:.1f} %", fraction=fraction))
+        parts = [(count[kind], count[kind] / max(1, total)) for count, total in zip(counts, totals, strict=True)]
+        cells = [Cell(f"{images:,}", f"{100 * part:.1f} %", fraction=part) for images, part in parts]
         rows.append(Row(kind.value, cells, term))
     boxed = int(facts[0].scores.boxed.sum())
     cells = [Cell(f"{total:,}", f"{100 * total / boxed:.1f} % of images") for total in totals] if boxed else []
@@ -152,10 +142,11 @@ def about_rows(facts: Sequence[RunFacts]) -> list[Row]:
     def known(name: str) -> list[Cell]:
         return [Cell(run.run.environment.get(name, UNKNOWN)) for run in facts]
 
+    configs = [run.run.config for run in facts]
     machines = [Cell(_machine(run.run.environment)) for run in facts]
     return [
         Row("Checkpoint", [Cell(str(run.run.checkpoint), f"after {run.run.step:,} steps") for run in facts]),
-        Row("Model", [Cell(_model(run.run.config), _start(run.run.config)) for run in facts]),
+        Row("Model", [Cell(f"{c.model.backbone}, {c.data.image_size} px", _start(c)) for c in configs]),
         Row("Objective", [Cell(*run.run.objective) for run in facts]),
         Row("Trained on", machines),
         Row("Commit", known("commit")),
@@ -168,10 +159,6 @@ def _machine(environment: dict[str, str]) -> str:
     # `environment` names CUDA's version only where torch had a GPU to use.
     parts = [environment.get(key, UNKNOWN) for key in (("gpu", "cpu") if "cuda" in environment else ("cpu",))]
     return "; ".join(parts)
-
-
-def _model(config: Config) -> str:
-    return f"{config.model.backbone}, {config.data.image_size} px"
 
 
 def _start(config: Config) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from array import array
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,24 +65,35 @@ def read_log(path: Path) -> TrainingLog:
     stages: dict[str, float] = {}  # numbers of those met so far
     evaluations: dict[float, dict[str, float]] = {}
     protocols, unread = set(), 0
-    try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                entry = _entry(line)
-                if entry is None:
-                    unread += bool(line.strip())
-                elif entry["kind"] == "evaluation":
-                    scores = entry.get("scores")
-                    scores = scores if isinstance(scores, dict) else {}
-                    evaluations[_number(entry["step"])] = {name: _error(scores.get(name)) for name in EVALUATED}
-                    protocols.add(str(scores.get("protocol")))
-                else:
-                    title = f"{entry.get('stage')}: {entry.get('method')}"
-                    _append(columns, {**entry, "stage": stages.setdefault(title, len(stages))})
-    except OSError:
-        pass
-    series = {name: np.array(column) for name, column in columns.items()}
-    return _ordered(series, list(stages), evaluations, protocols, unread)
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            entry = _entry(line)
+            if entry is None:
+                unread += bool(line.strip())
+            elif entry["kind"] == "evaluation":
+                scores = entry.get("scores")
+                scores = scores if isinstance(scores, dict) else {}
+                evaluations[_number(entry["step"])] = {name: _error(scores.get(name)) for name in EVALUATED}
+                protocols.add(str(scores.get("protocol")))
+            else:
+                title = f"{entry.get('stage')}: {entry.get('method')}"
+                _append(columns, {**entry, "stage": stages.setdefault(title, len(stages))})
+    # Of equal steps `unique` finds the first, so it looks from the end.
+    steps, from_end = np.unique(np.array(columns.pop("step"))[::-1], return_index=True)
+    series = {name: np.array(column)[::-1][from_end] for name, column in columns.items()}
+    stage, skipped = series.pop("stage"), series.pop("skipped", np.zeros(0))
+    starts = np.flatnonzero(np.diff(stage)) + 1
+    at = sorted(evaluations)
+    errors = {name: np.array([evaluations[step][name] for step in at]) for name in EVALUATED}
+    return TrainingLog(
+        steps,
+        series,
+        (float(steps[starts[-1]]), list(stages)[int(stage[starts[-1]])]) if len(starts) else None,
+        int(np.nansum(skipped > 0)),
+        {name: (np.array(at)[np.isfinite(found)], found[np.isfinite(found)]) for name, found in errors.items()},
+        frozenset(protocols),
+        unread,
+    )
 
 
 def _append(columns: dict[str, "array[float]"], entry: dict[str, Any]) -> None:
@@ -92,31 +104,6 @@ def _append(columns: dict[str, "array[float]"], entry: dict[str, Any]) -> None:
             columns[name] = array("d", [np.nan]) * rows
     for name, column in columns.items():
         column.append(_number(entry.get(name)))
-
-
-def _ordered(
-    columns: dict[str, Numbers],
-    stages: list[str],
-    evaluations: dict[float, dict[str, float]],
-    protocols: set[str],
-    unread: int,
-) -> TrainingLog:
-    # Of equal steps `unique` finds the first, so it looks from the end.
-    steps, from_end = np.unique(columns.pop("step")[::-1], return_index=True)
-    series = {name: column[::-1][from_end] for name, column in columns.items()}
-    stage, skipped = series.pop("stage"), series.pop("skipped", np.zeros(0))
-    starts = np.flatnonzero(np.diff(stage)) + 1
-    at = sorted(evaluations)
-    errors = {name: np.array([evaluations[step][name] for step in at]) for name in EVALUATED}
-    return TrainingLog(
-        steps,
-        series,
-        (float(steps[starts[-1]]), stages[int(stage[starts[-1]])]) if len(starts) else None,
-        int(np.nansum(skipped > 0)),
-        {name: (np.array(at)[np.isfinite(found)], found[np.isfinite(found)]) for name, found in errors.items()},
-        frozenset(protocols),
-        unread,
-    )
 
 
 def _entry(line: str) -> dict[str, Any] | None:
@@ -131,12 +118,10 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 def _number(value: Any) -> float:
     """The value as a float; NaN where it is none, or too large for one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return float("nan")
-    try:
-        return float(value)
-    except OverflowError:
-        return float("nan")
+    with suppress(OverflowError):
+        if type(value) in (int, float):
+            return float(value)
+    return float("nan")
 
 
 def _error(found: Any) -> float:

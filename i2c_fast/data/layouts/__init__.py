@@ -13,12 +13,7 @@ from .source import Layout, Source
 Split = Literal["train", "val", "boxed_train", "fullsup"]
 
 # In the order in which they are tried: almost every data set has class folders.
-LAYOUTS: dict[str, Layout] = {
-    "wsolevaluation": wsolevaluation,
-    "cub": cub,
-    "ilsvrc": ilsvrc,
-    "folders": folders,
-}
+LAYOUTS: dict[str, Layout] = {"wsolevaluation": wsolevaluation, "cub": cub, "ilsvrc": ilsvrc, "folders": folders}
 
 
 def recognize(root: str | Path, metadata: str | Path = "") -> str:

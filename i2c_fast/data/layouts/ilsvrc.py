@@ -8,7 +8,6 @@
 """
 
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 
@@ -65,25 +64,20 @@ def read_val(source: Source) -> ImageIndex:
     )
 
 
-class _Tree(NamedTuple):
-    base: Path  # image paths start here
-    images: Path  # where in it train and val are
-    annotations: Path | None
-
-
-def _find(root: Path) -> _Tree | None:
+def _find(root: Path) -> tuple[Path, Path, Path | None] | None:
+    """Folder where image paths start, where in it train and val are, and the annotations; None for another layout."""
     for base in (root, root / "ILSVRC"):
         if (base / IMAGES / "train").is_dir():
             # Kaggle puts its CSV beside ILSVRC. Absolute, since the parent of "." would be "." again.
-            return _Tree(base, IMAGES, find_annotations(base, base.absolute().parent))
+            return base, IMAGES, find_annotations(base, base.absolute().parent)
         # Without annotations in it, such a tree is any class folders.
         annotations = find_annotations(base)
         if annotations is not None and (base / "train").is_dir():
-            return _Tree(base, Path(), annotations)
+            return base, Path(), annotations
     return None
 
 
-def _found(root: Path) -> _Tree:
+def _found(root: Path) -> tuple[Path, Path, Path | None]:
     tree = _find(root)
     if tree is None:
         raise ValueError(f"{root} is not in this layout")
