@@ -1,4 +1,4 @@
-"""What all tests share: few threads, one seed a test, repeatable examples, and no GPU tests where there is no GPU."""
+"""What all tests share: one thread and seed a test, repeatable examples, and no GPU tests where there is no GPU."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from i2c_fast.config import Config, build_config
 from i2c_fast.data.generated import write_generated
 
-THREADS = 1
+THREADS = 1  # tests run beside each other, in processes of their own
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
