@@ -27,7 +27,7 @@ from ._common import (
     within,
 )
 from ._ops import define_op
-from ._pairs import EPS, IGNORED, channel_chunks, chunk_block, sum_squares, total_losses, total_sizes
+from ._pairs import EPS, IGNORED, channel_chunks, chunk_block, sum_squares, total_sizes
 from ._triton import runs_triton, tl, triton
 
 
@@ -82,6 +82,47 @@ def center_gradient(
     b_row = tl.zeros([1], tl.int64) + row
     b_square = sum_squares(p_squares + b_row * chunks, known & (b_row >= 0), chunks, BLOCK_C)
     return tl.where(known, scale * b_gap / tl.sqrt_rn(b_square), 0.0)
+
+
+@triton.jit
+def _total_terms(
+    p_squares, terms, terms_in_row, chunks, s_row, SQUARED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Sum of the terms whose squares are given, of their roots for l2."""
+    BLOCK_T: tl.constexpr = BLOCK // BLOCK_C
+    b_total = tl.zeros([BLOCK_T], tl.float32)
+    for start in range(0, terms, BLOCK_T):
+        o_term = start + tl.arange(0, BLOCK_T)
+        p_term = p_squares + (o_term // terms_in_row).to(tl.int64) * s_row + o_term % terms_in_row * chunks
+        b_term = sum_squares(p_term, o_term < terms, chunks, BLOCK_C)
+        b_total += b_term if SQUARED else tl.sqrt_rn(b_term)
+    return tl.sum(b_total, 0)
+
+
+@triton.jit
+def total_losses(
+    p_pair_squares, p_row_pairs, p_center_squares, p_class_labels, p_sc, p_pairs, p_gc, p_classes,
+    rows, k, terms, chunks, s_row, SQUARED: tl.constexpr, MEAN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """SC and the count of pairs, GC and the count of classes, or one of both: one program, so a sum has one order."""
+    b_pairs, b_classes = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
+    for start in range(0, rows, BLOCK):
+        o_row = (start + tl.arange(0, BLOCK)).to(tl.int64)
+        if p_sc is not None:
+            b_pairs += tl.load(p_row_pairs + o_row * s_row, mask=o_row < rows, other=0.0).to(tl.int32)
+        if p_gc is not None:
+            b_label = tl.load(p_class_labels + o_row, mask=o_row < rows, other=IGNORED)
+            b_classes += (b_label != IGNORED).to(tl.int32)
+    if p_sc is not None:
+        sc = _total_terms(p_pair_squares, rows * terms, terms, chunks, s_row, SQUARED, BLOCK, BLOCK_C) / k
+        pairs = tl.sum(b_pairs, 0)
+        tl.store(p_sc, sc / tl.maximum(pairs, 1) if MEAN else sc)
+        tl.store(p_pairs, pairs.to(tl.int64))
+    if p_gc is not None:
+        gc = _total_terms(p_center_squares, rows, 1, chunks, chunks, SQUARED, BLOCK, BLOCK_C)
+        classes = tl.sum(b_classes, 0)
+        tl.store(p_gc, (gc / tl.maximum(classes, 1) if MEAN else gc).to(p_gc.dtype.element_ty))
+        tl.store(p_classes, classes.to(tl.int64))
 
 
 @triton.jit

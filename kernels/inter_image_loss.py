@@ -37,12 +37,11 @@ from ._pairs import (
     new_rows,
     seed_block,
     terms_of,
-    total_losses,
     total_sizes,
     unpack,
 )
 from ._triton import runs_triton, tl, triton
-from .center_loss import backward_to_centers, center_gradient, center_loss_reference, mean_gradients
+from .center_loss import backward_to_centers, center_gradient, center_loss_reference, mean_gradients, total_losses
 from .class_means import ClassMeans, class_means_reference, means_of_rows, row_of_class
 from .gather_pixels import Slots, gather_pixels, gather_pixels_reference
 from .pair_consistency_loss import (

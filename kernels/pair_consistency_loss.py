@@ -40,11 +40,11 @@ from ._pairs import (
     seed_block,
     sum_squares,
     terms_of,
-    total_losses,
     total_sizes,
     unpack,
 )
 from ._triton import runs_triton, tl, triton
+from .center_loss import total_losses
 
 
 def pair_consistency_loss_reference(
