@@ -37,9 +37,7 @@ for labels in (right, wrong):
 
 def test_debug_mode_names_the_label_and_the_index_out_of_range() -> None:
     environment = os.environ | {"I2C_FAST_DEBUG": "1", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        [sys.executable, "-c", CALLS], env=environment, capture_output=True, encoding="utf-8"
-    )
+    done = subprocess.run([sys.executable, "-c", CALLS], env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[:6] == ["accepted"] * 6
