@@ -39,31 +39,35 @@ def _empty_cache() -> Iterator[None]:
         yield
 
 
-def _arguments(launch: Launch) -> tuple[Any, ...]:
+def _dtypes(launch: Launch) -> tuple[Any, ...]:
     """Kernel, and of each argument the dtype, or that it is None: what alters more than addresses."""
     kinds = (str(one.dtype) if isinstance(one, Tensor) else one is None for one in launch.arguments)
     return launch.kernel.__name__, *kinds
 
 
-def _arguments_and_constants(launch: Launch) -> tuple[Any, ...]:
-    return *_arguments(launch), *sorted(launch.options.items())
+def _constants(launch: Launch) -> tuple[Any, ...]:
+    return launch.kernel.__name__, *sorted(launch.options.items())
 
 
 @functools.cache
 def launches_for(architecture: int, exhaustive: bool) -> list[Launch]:
     """All of them, or a sample.
 
-    The sample has, for one architecture, each kernel with each set of dtypes, block sizes and warps that the usual and
-    the odd sizes lead to: sizes that differ only in what 16 divides take the same tiles. For the others it has each
-    kernel with each set of dtypes at the usual size: the tiles do not depend on the architecture.
+    The sample has, for one architecture, each kernel once with each set of dtypes and once with each set of block sizes
+    and warps that the usual and the odd sizes lead to: these decide on registers and shared memory, and sizes that
+    differ only in what 16 divides take the same. For the other architectures it has each kernel with each set of dtypes
+    at the usual size: block sizes and warps do not depend on the architecture.
     """
     if exhaustive:
         return codegen.all_launches(codegen.NAMES, ALL)
-    sizes, kind = ((BASE, *ODD), _arguments_and_constants) if architecture == MAIN else ((BASE,), _arguments)
-    chosen: dict[Any, Launch] = {}
+    sizes, kinds = ((BASE, *ODD), (_dtypes, _constants)) if architecture == MAIN else ((BASE,), (_dtypes,))
+    chosen, covered = [], set()
     for launch in codegen.all_launches(codegen.NAMES, sizes):
-        chosen.setdefault(kind(launch), launch)
-    return list(chosen.values())
+        mine = {kind(launch) for kind in kinds}
+        if not mine <= covered:
+            chosen.append(launch)
+            covered |= mine
+    return chosen
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
