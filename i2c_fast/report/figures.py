@@ -100,7 +100,7 @@ def _curves(name: str, facts: Sequence[RunFacts], factor: float = 1) -> list[Ser
 def _evaluation_charts(facts: Sequence[RunFacts]) -> list[Chart]:
     charts = []
     for name in ("cls_top1", "loc_top1", "gt_known"):
-        found = [run.log.evaluations.get(name, (np.zeros(0), np.zeros(0))) for run in facts]
+        found = [run.log.evaluations[name] for run in facts]
         series = [
             Series(position, x, y, f"{letter(position, facts)}{y[-1]:.1f}" if len(y) else "", dots=True)
             for position, (x, y) in enumerate(found)
