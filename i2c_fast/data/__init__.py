@@ -6,4 +6,4 @@ from .images import RESIZE, UnreadableImageError, read_image, resize
 from .index import ImageIndex
 from .layouts import Split, read_split, recognize
 from .loader import EvalBatch, EvalBatches, TrainBatch, TrainBatches, eval_loader, train_loader
-from .sampler import SAMPLERS, ClassPairedSampler, Sampler
+from .sampler import SAMPLERS, BatchPlan, ClassPairedSampler, Sampler

@@ -41,10 +41,8 @@ def error_groups(facts: Sequence[RunFacts]) -> dict[str, list[Row]]:
         return groups
     names = {"loc_top1": "Top-1 Loc", "loc_top5": "Top-5 Loc", "gt_known": "Gt-known"}
     own = [_row(name, found, f"{metric}.error", f"{metric}.threshold") for metric, name in names.items()]
-    common = [
-        _row(name, found, f"{metric}.error_at_gt_known_threshold", "gt_known.threshold")
-        for metric, name in names.items()
-    ]
+    error = "error_at_gt_known_threshold"
+    common = [_row(name, found, f"{metric}.{error}", "gt_known.threshold") for metric, name in names.items()]
     groups[f"Localization, each metric at its own best threshold: {lower}"] = own
     groups[f"Localization, all at Gt-known’s best threshold: {lower}"] = common
     if "max_box_acc_v2" in found[0]:

@@ -83,17 +83,11 @@ def read_log(path: Path) -> TrainingLog:
     series = {name: np.array(column)[::-1][from_end] for name, column in columns.items()}
     stage, skipped = series.pop("stage"), series.pop("skipped", np.zeros(0))
     starts = np.flatnonzero(np.diff(stage)) + 1
+    stage_start = (float(steps[starts[-1]]), list(stages)[int(stage[starts[-1]])]) if len(starts) else None
     at = sorted(evaluations)
     errors = {name: np.array([evaluations[step][name] for step in at]) for name in EVALUATED}
-    return TrainingLog(
-        steps,
-        series,
-        (float(steps[starts[-1]]), list(stages)[int(stage[starts[-1]])]) if len(starts) else None,
-        int(np.nansum(skipped > 0)),
-        {name: (np.array(at)[np.isfinite(found)], found[np.isfinite(found)]) for name, found in errors.items()},
-        frozenset(protocols),
-        unread,
-    )
+    known = {name: (np.array(at)[np.isfinite(found)], found[np.isfinite(found)]) for name, found in errors.items()}
+    return TrainingLog(steps, series, stage_start, int(np.nansum(skipped > 0)), known, frozenset(protocols), unread)
 
 
 def _append(columns: dict[str, "array[float]"], entry: dict[str, Any]) -> None:
