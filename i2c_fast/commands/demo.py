@@ -88,13 +88,9 @@ def _pictures(predictors: dict[str, Predictor], index: ImageIndex) -> Image:
     chosen = range(PICTURES)
     images = [read_image(index.file(i)) for i in chosen]
     labels = [int(index.labels[i]) for i in chosen]
-    rows = [
-        [
-            draw_overlay(found.image, found.gray, found.box, index.boxes[i], side=150)
-            for i, found in zip(chosen, predictor(images, labels), strict=True)
-        ]
-        for predictor in predictors.values()
-    ]
-    originals = [draw_overlay(images[i], gt_boxes=index.boxes[i], side=150) for i in chosen]
+    rows = [[draw_overlay(images[i], gt_boxes=index.boxes[i], side=150) for i in chosen]]
+    for predictor in predictors.values():
+        found = zip(chosen, predictor(images, labels), strict=True)
+        rows.append([draw_overlay(one.image, one.gray, one.box, index.boxes[i], side=150) for i, one in found])
     names = ["ground-truth boxes (red)", *(f"{name}: label's map, predicted box (green)" for name in predictors)]
-    return contact_sheet([originals, *rows], names, NOTICE)
+    return contact_sheet(rows, names, NOTICE)

@@ -129,15 +129,13 @@ def write_predictions(
                 }
             )
             meter.advance(1, 1)
-    write_json(
-        output / "boxes.json",
-        {
-            "box_format": "x0, y0, x1, y1 in pixels, inclusive",
-            "protocol": predictor.protocol.name,
-            "threshold": predictor.threshold,
-            "predictions": records,
-        },
-    )
+    result = {
+        "box_format": "x0, y0, x1, y1 in pixels, inclusive",
+        "protocol": predictor.protocol.name,
+        "threshold": predictor.threshold,
+        "predictions": records,
+    }
+    write_json(output / "boxes.json", result)
     return len(files)
 
 

@@ -58,13 +58,8 @@ class TrainBatches(Dataset[TrainBatch]):
             train_crop(self._read(int(i), unreadable), self.short_side, self.image_size, crop, flip)
             for i, crop, flip in zip(plan.indices, plan.crops, plan.flips, strict=True)
         ]
-        return TrainBatch(
-            stack(images),
-            torch.from_numpy(plan.labels),
-            torch.from_numpy(plan.groups),
-            torch.arange(len(images)),
-            tuple(unreadable.items()),
-        )
+        labels, groups = torch.from_numpy(plan.labels), torch.from_numpy(plan.groups)
+        return TrainBatch(stack(images), labels, groups, torch.arange(len(images)), tuple(unreadable.items()))
 
     def _read(self, image: int, unreadable: dict[int, str]) -> Image:
         """The image, or instead the next readable one of its class: again a function of nothing but the index."""
@@ -94,15 +89,14 @@ class EvalBatches(Dataset[EvalBatch]):
         start = number * self.batch_size
         indices = range(start, min(start + self.batch_size, len(self.index)))
         images = [self._read(i) for i in indices]
-        return EvalBatch(
-            stack([resize(image, self.image_size, self.image_size) for image in images]),
-            stack([resize(image, self.enlarged_size, self.enlarged_size) for image in images])
-            if self.enlarged_size
-            else None,
-            torch.from_numpy(self.index.labels[indices.start : indices.stop]),
-            torch.tensor([(image.shape[1], image.shape[0]) for image in images]),
-            torch.arange(indices.start, indices.stop),
-        )
+        sizes = torch.tensor([(image.shape[1], image.shape[0]) for image in images])
+        labels = torch.from_numpy(self.index.labels[indices.start : indices.stop])
+
+        def squares(side: int) -> Tensor:
+            return stack([resize(image, side, side) for image in images])
+
+        enlarged = squares(self.enlarged_size) if self.enlarged_size else None
+        return EvalBatch(squares(self.image_size), enlarged, labels, sizes, torch.tensor(indices))
 
     def _read(self, image: int) -> Image:
         try:

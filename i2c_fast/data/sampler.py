@@ -46,9 +46,8 @@ class Sampler:
         """The batch at (epoch, step)."""
         rng = self._generator(epoch, step)
         indices, groups = self._draw(rng, epoch, step)
-        return BatchPlan(
-            indices, self.labels[indices], groups, rng.random((self.batch_size, 2)), rng.random(self.batch_size) < 0.5
-        )
+        crops, flips = rng.random((self.batch_size, 2)), rng.random(self.batch_size) < 0.5
+        return BatchPlan(indices, self.labels[indices], groups, crops, flips)
 
     def _draw(self, rng: np.random.Generator, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Images and slot numbers of a batch."""
@@ -87,10 +86,8 @@ class PlainSampler(Sampler):
         if self._permutation[0] != epoch:
             # No step has the number −1, but a seed may not be negative: 2³² − 1 is no step either.
             self._permutation = epoch, self._generator(epoch, 2**32 - 1).permutation(len(self.labels))
-        indices = np.take(
-            self._permutation[1], np.arange(step * self.batch_size, (step + 1) * self.batch_size), mode="wrap"
-        )
-        return indices, np.zeros(self.batch_size, np.int64)
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return np.take(self._permutation[1], places, mode="wrap"), np.zeros(self.batch_size, np.int64)
 
 
 SAMPLERS = {"class_paired": ClassPairedSampler, "plain": PlainSampler}

@@ -157,15 +157,11 @@ class LocalizationMetric:
     def _own(self) -> Scores:
         verdicts = [verdict.result() for verdict in self._verdicts]
         contours = [verdict.contours for verdict in verdicts if verdict.contours is not None]
-        return Scores(
-            self.protocol.name,
-            self.protocol.thresholds,
-            joined(self._ranks, "give `logits` in every update, or in none"),
-            np.array(self._boxed),
-            np.stack([verdict.box for verdict in verdicts]),
-            np.stack(contours) if contours else None,
-            joined(self._indices, "give `indices` in every update, or in none"),
-        )
+        hits, contour_hits = np.stack([verdict.box for verdict in verdicts]), np.stack(contours) if contours else None
+        ranks = joined(self._ranks, "give `logits` in every update, or in none")
+        indices = joined(self._indices, "give `indices` in every update, or in none")
+        protocol, boxed = self.protocol, np.array(self._boxed)
+        return Scores(protocol.name, protocol.thresholds, ranks, boxed, hits, contour_hits, indices)
 
 
 def label_ranks(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:

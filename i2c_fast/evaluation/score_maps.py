@@ -22,8 +22,6 @@ from .protocols import ScoringProtocol, WsolEvaluationProtocol
 from .saved_maps import MAX_PIXELS, Map, open_maps, require_maps
 from .scores import Scores
 
-SPLITS = ("test", "val", "train")
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -145,7 +143,7 @@ def split_folder(metadata: Path, split: str | None) -> Path:
     """Folder of a split's lists; for None those of ``test``, or ``val`` where there is no ``test``."""
     if not metadata.is_dir():
         raise UserError(f"--metadata: {metadata} is not a folder")
-    wanted = SPLITS[:2] if split is None else (split,)
+    wanted = ("test", "val") if split is None else (split,)
     folder = lists.find_metadata(metadata, wanted, "--metadata")
     return next(folder / name for name in wanted if (folder / name).is_dir())
 

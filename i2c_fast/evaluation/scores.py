@@ -58,15 +58,11 @@ class Scores:
                 raise ValueError(f"image {repeated} was scored more than once; shards must not overlap")
             order = order[~again]
             indices = indices[order]
-        return Scores(
-            first.protocol,
-            first.thresholds,
-            None if ranks is None else ranks[order],
-            np.concatenate([shard.boxed for shard in shards])[order],
-            np.concatenate([shard.hits for shard in shards])[order],
-            None if contour_hits is None else contour_hits[order],
-            indices,
-        )
+        ranks = None if ranks is None else ranks[order]
+        contour_hits = None if contour_hits is None else contour_hits[order]
+        boxed = np.concatenate([shard.boxed for shard in shards])[order]
+        hits = np.concatenate([shard.hits for shard in shards])[order]
+        return Scores(first.protocol, first.thresholds, ranks, boxed, hits, contour_hits, indices)
 
     @property
     def metrics(self) -> tuple[str, ...]:

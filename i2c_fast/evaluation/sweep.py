@@ -85,8 +85,11 @@ def compiled(signature: str | list[str]) -> Callable[[Callable[..., Any]], Calla
 @numba.njit
 def _padded(gray: Bytes, inverted: bool) -> Bytes:
     """Zeros around a map, or around 255 − map."""
-    padded = np.zeros((gray.shape[0] + 2, gray.shape[1] + 2), np.uint8)
-    padded[1:-1, 1:-1] = gray ^ np.uint8(255 if inverted else 0)
+    height, width = gray.shape
+    padded = np.zeros((height + 2, width + 2), np.uint8)
+    for y in range(height):
+        for x in range(width):
+            padded[y + 1, x + 1] = np.uint8(255) - gray[y, x] if inverted else gray[y, x]
     return padded
 
 
@@ -110,10 +113,12 @@ def _neighborhoods(padded: Bytes, frame: bool) -> Bytes:
                 | np.uint8(up[x + 1] >= value) << 7
             )
     if frame:
-        found[1, 1:-1] |= np.uint8(NORTH)
-        found[height, 1:-1] |= np.uint8(SOUTH)
-        found[1:-1, 1] |= np.uint8(WEST)
-        found[1:-1, width] |= np.uint8(EAST)
+        for x in range(1, width + 1):
+            found[1, x] |= np.uint8(NORTH)
+            found[height, x] |= np.uint8(SOUTH)
+        for y in range(1, height + 1):
+            found[y, 1] |= np.uint8(WEST)
+            found[y, width] |= np.uint8(EAST)
     return found
 
 

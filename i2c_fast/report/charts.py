@@ -130,18 +130,15 @@ def line_chart(
         dots = [(round(float(x[i]), 1), round(float(y[i]), 1)) for i in shown]
         lines.append((one.run, _path(x, y), band, dots))
         labels.append(_label(float(x[mark]), float(y[mark]), one.label))
-    spread = _apart(labels)
-    return Chart(
-        title,
-        x_label,
-        alt,
-        note,
-        [Tick(_unit(to_x(x)), number(x)) for x in nice_ticks(x0, x1, 6) if x0 <= x <= x1],
-        [Tick(_unit(to_y(y)), number(y)) for y in y_ticks],
-        [Line(*line, label if label.text else None) for line, label in zip(lines, spread, strict=True)],
-        None if level is None else Label(RIGHT, _unit(to_y(level[0])), level[1], "end"),
-        None if start is None or not x0 < start[0] < x1 else Label(_unit(to_x(start[0])), TOP, start[1], "start"),
-    )
+    below = [Tick(_unit(to_x(x)), number(x)) for x in nice_ticks(x0, x1, 6) if x0 <= x <= x1]
+    beside = [Tick(_unit(to_y(y)), number(y)) for y in y_ticks]
+    labelled = zip(lines, _apart(labels), strict=True)
+    drawings = [Line(*line, label if label.text else None) for line, label in labelled]
+    across = None if level is None else Label(RIGHT, _unit(to_y(level[0])), level[1], "end")
+    down = None
+    if start is not None and x0 < start[0] < x1:
+        down = Label(_unit(to_x(start[0])), TOP, start[1], "start")
+    return Chart(title, x_label, alt, note, below, beside, drawings, across, down)
 
 
 def histogram(counts: Sequence[NDArray[np.int64]], bins: int) -> tuple[Numbers, list[Numbers], int]:

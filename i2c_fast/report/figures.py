@@ -32,15 +32,11 @@ def threshold_charts(facts: Sequence[RunFacts], baseline: float | None) -> list[
     if facts[0].threshold is None:
         return []
     level = None if baseline is None else (100 - baseline, f"centered box {100 - baseline:.1f}")
-    charts = [
-        _accuracy_chart(
-            facts,
-            f"{METRIC_NAMES[metric]} accuracy, %",
-            [100 - run.scores.localization_errors(metric) for run in facts],
-            level if metric == "gt_known" else None,
-        )
-        for metric in LOCALIZATION_METRICS
-    ]
+    charts = []
+    for metric in LOCALIZATION_METRICS:
+        curves = [100 - run.scores.localization_errors(metric) for run in facts]
+        title = f"{METRIC_NAMES[metric]} accuracy, %"
+        charts.append(_accuracy_chart(facts, title, curves, level if metric == "gt_known" else None))
     if facts[0].scores.contour_hits is not None:
         accuracies = [run.scores.contour_accuracies() for run in facts]
         charts += [
@@ -78,16 +74,8 @@ def training_charts(facts: Sequence[RunFacts]) -> list[Chart]:
         series = _curves(name, facts, 100 if name in PERCENT else 1)
         words = [f"{run.name} ends at {s.y[-1]:.3g}" for run, s in zip(facts, series, strict=True) if len(s.y)]
         if words:
-            charts.append(
-                line_chart(
-                    title,
-                    series,
-                    "step",
-                    alt=f"{title} over steps: {'; '.join(words)}.",
-                    top=100 if name in PERCENT else None,
-                    start=min(starts, default=None),
-                )
-            )
+            alt, top = f"{title} over steps: {'; '.join(words)}.", 100 if name in PERCENT else None
+            charts.append(line_chart(title, series, "step", alt=alt, top=top, start=min(starts, default=None)))
     return charts + _evaluation_charts(facts)
 
 
@@ -100,7 +88,7 @@ def _curves(name: str, facts: Sequence[RunFacts], factor: float = 1) -> list[Ser
 def _evaluation_charts(facts: Sequence[RunFacts]) -> list[Chart]:
     charts = []
     for name in ("cls_top1", "loc_top1", "gt_known"):
-        found = [run.log.evaluations.get(name, (np.zeros(0), np.zeros(0))) for run in facts]
+        found = [run.log.evaluations[name] for run in facts]
         series = [
             Series(position, x, y, f"{letter(position, facts)}{y[-1]:.1f}" if len(y) else "", dots=True)
             for position, (x, y) in enumerate(found)
@@ -124,13 +112,6 @@ def pixel_charts(facts: Sequence[RunFacts]) -> list[Chart]:
         series.append(Series(position, corners, heights, letter(position, facts).strip(), mark))
         words.append(f"{run.name}: median {middle:.0f}, 10th to 90th percentile {low:.0f} to {high:.0f}")
     bins = "one pixel" if width == 1 else f"{width} pixels"
-    return [
-        line_chart(
-            "Validation images, %",
-            series,
-            "pixels above δ",
-            alt=f"Histogram of the number of map pixels above the threshold. {'; '.join(words)}.",
-            note=f"Bins of {bins}. {'; '.join(words)}.",
-            filled=True,
-        )
-    ]
+    alt = f"Histogram of the number of map pixels above the threshold. {'; '.join(words)}."
+    note = f"Bins of {bins}. {'; '.join(words)}."
+    return [line_chart("Validation images, %", series, "pixels above δ", alt=alt, note=note, filled=True)]

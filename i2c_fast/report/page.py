@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -63,39 +62,32 @@ def render(facts: Sequence[RunFacts], date: str) -> str:
         lstrip_blocks=True,
     )
     style = resources.files(__package__).joinpath("templates/style.css").read_text("utf-8")
-    template = templates.get_template("report.html.jinja")
-    return template.render(**_context(facts, date), style=Markup(style), style_hash=_hash(style))
-
-
-def _context(facts: Sequence[RunFacts], date: str) -> dict[str, Any]:
     boxed = facts[0].threshold is not None
     baseline = centered_box_error(facts[0].run.index, PaperProtocol()) if boxed else None
-    return {
-        "runs": facts,
-        "letters": LETTERS,
-        "date": date,
-        "boxed": boxed,
-        "baseline": baseline,
-        "tiles": best_runs(facts),
-        "about": about_rows(facts),
-        "settings": setting_rows(facts),
-        "scored_on": environment(),
-        "error_groups": error_groups(facts),
-        "differences": difference_tables(facts),
-        "threshold_charts": threshold_charts(facts, baseline),
-        "training_charts": training_charts(facts),
-        "pixel_charts": pixel_charts(facts),
-        "failures": failure_rows(facts),
-        "definitions": FAILURES,
-        "common": common_galleries(facts),
-        "galleries": [run_galleries(run, position) for position, run in enumerate(facts)],
-        "side": SIDE,
-    }
-
-
-def _hash(style: str) -> str:
-    """Hash of the style sheet for the page's content security policy."""
-    return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return templates.get_template("report.html.jinja").render(
+        style=Markup(style),
+        # For the page's content security policy.
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        runs=facts,
+        letters=LETTERS,
+        date=date,
+        boxed=boxed,
+        baseline=baseline,
+        tiles=best_runs(facts),
+        about=about_rows(facts),
+        settings=setting_rows(facts),
+        scored_on=environment(),
+        error_groups=error_groups(facts),
+        differences=difference_tables(facts),
+        threshold_charts=threshold_charts(facts, baseline),
+        training_charts=training_charts(facts),
+        pixel_charts=pixel_charts(facts),
+        failures=failure_rows(facts),
+        definitions=FAILURES,
+        common=common_galleries(facts),
+        galleries=[run_galleries(run, position) for position, run in enumerate(facts)],
+        side=SIDE,
+    )
 
 
 def check_writable(output: Path) -> None:

@@ -99,16 +99,8 @@ def _open(path: Path, name: str, overrides: Sequence[str], console: Console) -> 
             f"run {path}: data.root={config.data.root} is not a folder; say where its data lies with data.root=FOLDER"
         )
     folder = path if path.is_dir() else path.absolute().parent.parent
-    return Run(
-        name,
-        folder,
-        checkpoint,
-        state["step"],
-        state["stage"],
-        config,
-        open_split(config.data, "val"),
-        _environment(folder),
-    )
+    index = open_split(config.data, "val")
+    return Run(name, folder, checkpoint, state["step"], state["stage"], config, index, _environment(folder))
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -31,29 +31,20 @@ class Row(NamedTuple):
     term: str = ""  # what the literature calls it
 
 
-class Group(NamedTuple):
-    """Rows under a heading of their own."""
-
-    title: str
-    rows: list[Row]
-
-
-def error_groups(facts: Sequence[RunFacts]) -> list[Group]:
-    """All errors of all runs, best ones marked."""
+def error_groups(facts: Sequence[RunFacts]) -> dict[str, list[Row]]:
+    """All errors of all runs, best ones marked, under the heading of each group."""
     found = [run.summary for run in facts]
     lower = "error %, lower is better"
     classification = [_row("Top-1", found, "cls_top1"), _row("Top-5", found, "cls_top5")]
-    groups = [Group(f"Classification: {lower}", classification)]
+    groups = {f"Classification: {lower}": classification}
     if facts[0].threshold is None:
         return groups
     names = {"loc_top1": "Top-1 Loc", "loc_top5": "Top-5 Loc", "gt_known": "Gt-known"}
     own = [_row(name, found, f"{metric}.error", f"{metric}.threshold") for metric, name in names.items()]
-    common = [
-        _row(name, found, f"{metric}.error_at_gt_known_threshold", "gt_known.threshold")
-        for metric, name in names.items()
-    ]
-    groups.append(Group(f"Localization, each metric at its own best threshold: {lower}", own))
-    groups.append(Group(f"Localization, all at Gt-known’s best threshold: {lower}", common))
+    error = "error_at_gt_known_threshold"
+    common = [_row(name, found, f"{metric}.{error}", "gt_known.threshold") for metric, name in names.items()]
+    groups[f"Localization, each metric at its own best threshold: {lower}"] = own
+    groups[f"Localization, all at Gt-known’s best threshold: {lower}"] = common
     if "max_box_acc_v2" in found[0]:
         rows = [
             _row("MaxBoxAcc", found, "max_box_acc", "gt_known.threshold", higher_is_better=True),
@@ -62,7 +53,7 @@ def error_groups(facts: Sequence[RunFacts]) -> list[Group]:
         for iou in CONTOUR_IOUS:
             name, at = f"any contour, IoU ≥ {iou:g}", f"max_box_acc_v2.iou_{100 * iou:.0f}"
             rows.append(_row(name, found, f"{at}.accuracy", f"{at}.threshold", higher_is_better=True))
-        groups.append(Group("Standard evaluator: accuracy %, higher is better", rows))
+        groups["Standard evaluator: accuracy %, higher is better"] = rows
     return groups
 
 
@@ -84,7 +75,7 @@ def _row(
 
 def best_runs(facts: Sequence[RunFacts]) -> list[Row]:
     """The three main errors."""
-    rows = {row.name: row for group in error_groups(facts)[:2] for row in group.rows}
+    rows = {row.name: row for group in list(error_groups(facts).values())[:2] for row in group}
     names = {"Gt-known": "Gt-known error", "Top-1 Loc": "Top-1 Loc error", "Top-1": "Top-1 Cls error"}
     return [rows[name]._replace(name=title) for name, title in names.items() if name in rows]
 

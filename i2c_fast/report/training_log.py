@@ -3,7 +3,7 @@
 import json
 from array import array
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +30,13 @@ class Curve(NamedTuple):
 class TrainingLog:
     """What can be read of a log, ordered by step."""
 
-    steps: Numbers = field(default_factory=lambda: np.zeros(0))  # [s]
-    series: dict[str, Numbers] = field(default_factory=dict)  # whatever was logged, each [s]; NaN where nothing was
-    stage_start: tuple[float, str] | None = None  # first step of the last stage, where another came before it, and name
-    skipped: int = 0  # steps that were not finite and changed nothing
-    evaluations: dict[str, tuple[Numbers, Numbers]] = field(default_factory=dict)  # `EVALUATED`: steps, errors in %
-    protocols: frozenset[str] = frozenset()  # by which those were judged
-    unread: int = 0  # lines that are no log entries
+    steps: Numbers  # [s]
+    series: dict[str, Numbers]  # whatever was logged, each [s]; NaN where nothing was
+    stage_start: tuple[float, str] | None  # first step of the last stage, where another came before it, and name
+    skipped: int  # steps that were not finite and changed nothing
+    evaluations: dict[str, tuple[Numbers, Numbers]]  # `EVALUATED`: steps, errors in %
+    protocols: frozenset[str]  # by which those were judged
+    unread: int  # lines that are no log entries
 
     @property
     def bin(self) -> int:
@@ -83,17 +83,11 @@ def read_log(path: Path) -> TrainingLog:
     series = {name: np.array(column)[::-1][from_end] for name, column in columns.items()}
     stage, skipped = series.pop("stage"), series.pop("skipped", np.zeros(0))
     starts = np.flatnonzero(np.diff(stage)) + 1
+    stage_start = (float(steps[starts[-1]]), list(stages)[int(stage[starts[-1]])]) if len(starts) else None
     at = sorted(evaluations)
     errors = {name: np.array([evaluations[step][name] for step in at]) for name in EVALUATED}
-    return TrainingLog(
-        steps,
-        series,
-        (float(steps[starts[-1]]), list(stages)[int(stage[starts[-1]])]) if len(starts) else None,
-        int(np.nansum(skipped > 0)),
-        {name: (np.array(at)[np.isfinite(found)], found[np.isfinite(found)]) for name, found in errors.items()},
-        frozenset(protocols),
-        unread,
-    )
+    known = {name: (np.array(at)[np.isfinite(found)], found[np.isfinite(found)]) for name, found in errors.items()}
+    return TrainingLog(steps, series, stage_start, int(np.nansum(skipped > 0)), known, frozenset(protocols), unread)
 
 
 def _append(columns: dict[str, "array[float]"], entry: dict[str, Any]) -> None:

@@ -41,10 +41,6 @@ def without(index: ImageIndex, path: Path) -> ImageIndex:
     keep = np.array([image not in dropped for image in index.paths])
     if not keep.any():
         raise UserError(f"data.blacklist: {path} names every image of the split under {index.root}")
-    return replace(
-        index,
-        paths=tuple(compress(index.paths, keep)),
-        labels=index.labels[keep],
-        boxes=tuple(compress(index.boxes, keep)),
-        sizes=None if index.sizes is None else index.sizes[keep],
-    )
+    paths, boxes = tuple(compress(index.paths, keep)), tuple(compress(index.boxes, keep))
+    sizes = None if index.sizes is None else index.sizes[keep]
+    return replace(index, paths=paths, labels=index.labels[keep], boxes=boxes, sizes=sizes)

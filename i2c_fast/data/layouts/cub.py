@@ -49,16 +49,14 @@ def _read(folder: Path, mark: str, with_boxes: bool) -> ImageIndex:
     ids = [image for image in names if look_up(marks, image, folder / SPLIT) == mark]
     if not ids:
         raise UserError(f"{folder / SPLIT} marks no image {mark}, so one of its two splits is empty")
-    labels = _labels(folder / LABELS, len(classes))
-    boxes = read_boxes(folder / BOXES, "id x y width height", _box, {}) if with_boxes else None
-    index = ImageIndex(
-        folder,
-        classes,
-        tuple(f"images/{names[image]}" for image in ids),
-        np.array([look_up(labels, image, folder / LABELS) for image in ids], np.int64),
-        tuple(look_up(boxes, image, folder / BOXES) for image in ids) if boxes else no_boxes(len(ids)),
-    )
-    return require_files(index, folder / IMAGES)
+    label_of = _labels(folder / LABELS, len(classes))
+    labels = np.array([look_up(label_of, image, folder / LABELS) for image in ids], np.int64)
+    boxes = no_boxes(len(ids))
+    if with_boxes:
+        boxes_of = read_boxes(folder / BOXES, "id x y width height", _box, {})
+        boxes = tuple(look_up(boxes_of, image, folder / BOXES) for image in ids)
+    paths = tuple(f"images/{names[image]}" for image in ids)
+    return require_files(ImageIndex(folder, classes, paths, labels, boxes), folder / IMAGES)
 
 
 def _classes(path: Path) -> tuple[str, ...]:

@@ -54,14 +54,10 @@ def read_val(source: Source) -> ImageIndex:
             raise UserError(f"{found.location}: class {found.wnid} has no folder under {train}")
         if (base / path.parent) != val and path.parent.name != found.wnid:
             raise UserError(f"{found.location}: class {found.wnid}, but the image lies in {base / path.parent}")
-    return ImageIndex(
-        base,
-        classes,
-        tuple(str(path) for path in paths),
-        np.array([label_of[found.wnid] for found in annotated], np.int64),
-        tuple(found.boxes for found in annotated),
-        np.array([found.size or (0, 0) for found in annotated], np.int64).reshape(-1, 2),
-    )
+    labels = np.array([label_of[found.wnid] for found in annotated], np.int64)
+    boxes = tuple(found.boxes for found in annotated)
+    sizes = np.array([found.size or (0, 0) for found in annotated], np.int64).reshape(-1, 2)
+    return ImageIndex(base, classes, tuple(map(str, paths)), labels, boxes, sizes)
 
 
 def _find(root: Path) -> tuple[Path, Path, Path | None] | None:
