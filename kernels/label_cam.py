@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import IGNORED_LABEL, accumulation_dtype, check_device, check_labels, check_same, check_tensor, within
+from ._common import accumulation_dtype, check_device, check_labels, check_same, check_tensor, within
 from ._ops import define_op
 from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 from .normalize_cam import normalize_cam, normalize_cam_reference
@@ -21,13 +21,7 @@ TILE = 4096
 
 
 def label_cam_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    *,
-    normalize: bool = False,
-    ignore_index: int = IGNORED_LABEL,
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, normalize: bool = False, ignore_index: int = -100
 ) -> Tensor:
     """Plain PyTorch specification of `label_cam`."""
     classes = labels if labels.dim() == 2 else labels[:, None]
@@ -367,13 +361,7 @@ class _LabelCam(torch.autograd.Function):
 
 
 def label_cam(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    *,
-    normalize: bool = False,
-    ignore_index: int = IGNORED_LABEL,
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, normalize: bool = False, ignore_index: int = -100
 ) -> Tensor:
     """Class activation maps of the given classes of each image.
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import IGNORED_LABEL, accumulation_dtype, check_tensor
+from ._common import accumulation_dtype, check_tensor
 from ._ops import define_op
 from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 from .label_cam import addressing, check_head, finish_map, label_cam_reference, names_class, pixel_offsets
 
 
 def pooled_head_reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int = IGNORED_LABEL
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:
     """Plain PyTorch specification of `pooled_head`."""
     pooled = x.mean((2, 3), dtype=accumulation_dtype(x.dtype)).to(weight.dtype)
@@ -143,11 +143,8 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, _: int
     return x.new_empty((images, channels), dtype=dtype), x.new_empty((images, height, width), dtype=dtype)
 
 
-_op = define_op(
-    "pooled_head(Tensor x, Tensor weight, Tensor? bias, Tensor labels, int ignore_index) -> (Tensor, Tensor)",
-    _forward,
-    _fake,
-)
+_SCHEMA = "pooled_head(Tensor x, Tensor weight, Tensor? bias, Tensor labels, int ignore_index) -> (Tensor, Tensor)"
+_op = define_op(_SCHEMA, _forward, _fake)
 
 
 class _PooledHead(torch.autograd.Function):
@@ -178,7 +175,7 @@ class _PooledHead(torch.autograd.Function):
 
 
 def pooled_head(
-    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int = IGNORED_LABEL
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:
     """Classify by global average pooling and map the label's class.
 
