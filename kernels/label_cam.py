@@ -11,11 +11,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import accumulation_dtype, check_device, check_labels, check_same, check_tensor, within
+from ._common import (
+    IGNORED_LABEL,
+    accumulation_dtype,
+    check_device,
+    check_labels,
+    check_same,
+    check_tensor,
+    mask_ignored,
+    within,
+)
 from ._ops import define_op
 from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 from .normalize_cam import normalize_cam, normalize_cam_reference
 
+_IGNORED = tl.constexpr(IGNORED_LABEL)
 # Elements of x in one step of a program of 4 warps: 32 a thread, four 16-byte loads of bf16 in flight for each.
 TILE = 4096
 
@@ -24,9 +34,10 @@ def label_cam_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, normalize: bool = False, ignore_index: int = -100
 ) -> Tensor:
     """Plain PyTorch specification of `label_cam`."""
+    labels = mask_ignored(labels, ignore_index)
     classes = labels if labels.dim() == 2 else labels[:, None]
     dtype = accumulation_dtype(x.dtype)
-    valid = _names_class(classes, len(weight), ignore_index)
+    valid = within(classes, len(weight))
     rows = classes.clamp(0, len(weight) - 1)
     # Zeroed where no class is chosen: a NaN in an ignored image stays out of the gradient of class 0.
     chosen = torch.where(valid[..., None], weight[rows], 0.0)
@@ -36,29 +47,23 @@ def label_cam_reference(
         if bias is not None:
             maps = maps + bias[rows].to(dtype)[..., None, None]
     maps = torch.where(valid[..., None, None], maps, torch.nan)
-    maps = torch.where((classes == ignore_index)[..., None, None], 0.0, maps)
+    maps = torch.where((classes == IGNORED_LABEL)[..., None, None], 0.0, maps)
     if normalize:
         maps = normalize_cam_reference(maps)
     return maps if labels.dim() == 2 else maps.squeeze(1)
 
 
-def _names_class(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    return within(labels, classes) & (labels != ignore_index)
-
-
-def _x_gradient_reference(weight: Tensor, labels: Tensor, gradient: Tensor, ignore_index: int) -> Tensor:
+def _x_gradient_reference(weight: Tensor, labels: Tensor, gradient: Tensor) -> Tensor:
     """dL/dx[n, c, p] = Σ_l g[n, l, p] · weight[label, c]."""
-    valid = _names_class(labels, len(weight), ignore_index)[..., None]
+    valid = within(labels, len(weight))[..., None]
     chosen = torch.where(valid, weight[labels.clamp(0, len(weight) - 1)], 0.0)
     with torch.autocast(gradient.device.type, enabled=False):
         return torch.einsum("nlhw,nlc->nchw", torch.where(valid[..., None], gradient, 0.0), chosen.to(gradient.dtype))
 
 
-def _weight_gradient_reference(
-    x: Tensor, labels: Tensor, gradient: Tensor, classes: int, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+def _weight_gradient_reference(x: Tensor, labels: Tensor, gradient: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Σ g·x over pixels, and Σ g, of each map, summed over the maps of each class."""
-    valid = _names_class(labels, classes, ignore_index)
+    valid = within(labels, classes)
     with torch.autocast(x.device.type, enabled=False):
         rows = torch.einsum("nlhw,nchw->nlc", gradient, x.to(gradient.dtype))
     rows, sums = torch.where(valid[..., None], rows, 0.0), torch.where(valid, gradient.sum((2, 3)), 0.0)
@@ -78,25 +83,19 @@ def pixel_offsets(o_pixel, width, stride_h, stride_w):
 
 
 @triton.jit
-def names_class(label, classes, IGNORE_INDEX: tl.constexpr):
-    """Whether a label has a row in the weight."""
-    return (label >= 0) & (label < classes) & (label != IGNORE_INDEX)
-
-
-@triton.jit
-def finish_map(b_map, p_bias, label, classes, IGNORE_INDEX: tl.constexpr):
+def finish_map(b_map, p_bias, label, classes):
     """Add the class's bias; zeros for an ignored image, NaN for a label that names no class."""
-    known = names_class(label, classes, IGNORE_INDEX)
+    known = (label >= 0) & (label < classes)
     if p_bias is not None:
         b_map += tl.load(p_bias + label, mask=known, other=0.0).to(tl.float32)
-    return tl.where(known, b_map, tl.where(label == IGNORE_INDEX, 0.0, float("nan")))
+    return tl.where(known, b_map, tl.where(label == _IGNORED, 0.0, float("nan")))
 
 
 @triton.jit
 def _label_cam_forward(
     p_x, p_weight, p_bias, p_labels, p_maps, labels_per_image, classes, channels, pixels,
     width, stride_n, stride_c, stride_h, stride_w, stride_class, stride_weight,
-    IGNORE_INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of BLOCK_P pixels and label. Labels are innermost: all but a tile's first find x in L2."""
     i_program = tl.program_id(0)
@@ -104,7 +103,7 @@ def _label_cam_forward(
     i_image = (i_program // labels_per_image // tl.cdiv(pixels, BLOCK_P)).to(tl.int64)
     i_map = i_image * labels_per_image + i_program % labels_per_image
     label = tl.load(p_labels + i_map)
-    known = names_class(label, classes, IGNORE_INDEX)
+    known = (label >= 0) & (label < classes)
     o_pixel = i_tile * BLOCK_P + tl.arange(0, BLOCK_P)
     m_pixel = o_pixel < pixels
     p_pixel = p_x + i_image * stride_n + pixel_offsets(o_pixel, width, stride_h, stride_w)
@@ -118,7 +117,7 @@ def _label_cam_forward(
         b_x = tl.load(p_pixel[:, None] + o_channel[None, :] * stride_c, mask=m_tile, other=0.0).to(tl.float32)
         b_weight = tl.load(p_row + o_channel * stride_weight, mask=m_channel, other=0.0).to(tl.float32)
         b_sum += b_x * b_weight[None, :]
-    b_map = finish_map(tl.sum(b_sum, 1), p_bias, label, classes, IGNORE_INDEX)
+    b_map = finish_map(tl.sum(b_sum, 1), p_bias, label, classes)
     tl.store(p_maps + i_map * pixels + o_pixel, b_map, mask=m_pixel)
 
 
@@ -126,7 +125,7 @@ def _label_cam_forward(
 def _label_cam_x_gradient(
     p_grad, p_weight, p_labels, p_out, labels_per_image, classes, channels, pixels,
     width, stride_n, stride_c, stride_h, stride_w, stride_class, stride_weight,
-    IGNORE_INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dL/dx[n, c, p] = Σ_l g[n, l, p] · weight[label, c], with the tiles of the forward pass."""
     i_tile = tl.program_id(0) % tl.cdiv(pixels, BLOCK_P)
@@ -141,7 +140,7 @@ def _label_cam_x_gradient(
         for i_label in range(labels_per_image):
             i_map = i_image * labels_per_image + i_label
             label = tl.load(p_labels + i_map)
-            known = names_class(label, classes, IGNORE_INDEX)
+            known = (label >= 0) & (label < classes)
             p_row = p_weight + tl.where(known, label, 0).to(tl.int64) * stride_class
             b_weight = tl.load(p_row + o_channel * stride_weight, mask=m_channel & known, other=0.0).to(tl.float32)
             b_grad = tl.load(p_grad + i_map * pixels + o_pixel, mask=m_pixel & known, other=0.0)
@@ -154,7 +153,7 @@ def _label_cam_x_gradient(
 def _label_cam_map_gradient(
     p_x, p_grad, p_labels, p_rows, p_sums, labels_per_image, classes, channels, pixels,
     width, stride_n, stride_c, stride_h, stride_w,
-    IGNORE_INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """What one map gives to its class's weight, Σ_p g·x for BLOCK_C channels, and to its bias, Σ_p g."""
     chunks = tl.maximum(tl.cdiv(channels, BLOCK_C), 1)
@@ -163,7 +162,7 @@ def _label_cam_map_gradient(
     i_image = (i_program // labels_per_image // chunks).to(tl.int64)
     i_map = i_image * labels_per_image + i_program % labels_per_image
     label = tl.load(p_labels + i_map)
-    known = names_class(label, classes, IGNORE_INDEX)
+    known = (label >= 0) & (label < classes)
     o_channel = i_chunk * BLOCK_C + tl.arange(0, BLOCK_C)
     m_channel = o_channel < channels
     p_channel = p_x + i_image * stride_n + o_channel.to(tl.int64) * stride_c
@@ -244,8 +243,8 @@ def _class_config(maps: int, channels: int) -> dict[str, int]:
     return {"BLOCK_L": min(maps, 1024), "BLOCK_M": min(maps, 8), "BLOCK_C": min(channels, 256), "num_warps": 4}
 
 
-def check_head(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int) -> None:
-    """Raise ValueError unless the arguments of `label_cam`, or of `pooled_head`, fit together."""
+def checked_labels(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int) -> Tensor:
+    """The labels, with −100 for what is ignored; ValueError unless arguments of `label_cam` or `pooled_head` fit."""
     check_tensor("x", x, 4)
     check_tensor("weight", weight, 2)
     check_same("x.shape[1]", x.shape[1], "weight.shape[1]", weight.shape[1])
@@ -255,43 +254,40 @@ def check_head(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, i
         check_same("len(bias)", len(bias), "len(weight)", len(weight))
     check_device(x=x, weight=weight, bias=bias, labels=labels)
     check_labels(labels, len(weight), ignore_index)
+    return mask_ignored(labels, ignore_index)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     if not runs_triton(x):
-        return label_cam_reference(x, weight, bias, labels, ignore_index=ignore_index).contiguous()
+        return label_cam_reference(x, weight, bias, labels).contiguous()
     _, channels, height, width = x.shape
     maps = torch.empty((*labels.shape, height, width), dtype=torch.float32, device=x.device)
     if maps.numel():
         config = _config(channels, height * width, x.stride(1) == 1)
         _label_cam_forward[(labels.numel() * cdiv(height * width, config["BLOCK_P"]),)](
             x, weight, None if bias is None else bias.contiguous(), labels.contiguous(), maps,
-            labels.shape[1], len(weight), channels, height * width, *addressing(x), *weight.stride(),
-            IGNORE_INDEX=ignore_index, **config,
+            labels.shape[1], len(weight), channels, height * width, *addressing(x), *weight.stride(), **config,
         )  # fmt: skip
     return maps
 
 
-def _x_gradient(x: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor, ignore_index: int) -> Tensor:
+def _x_gradient(x: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor) -> Tensor:
     out = torch.empty_like(x)
     if not runs_triton(x):
-        return out.copy_(_x_gradient_reference(weight, labels, gradient, ignore_index))
+        return out.copy_(_x_gradient_reference(weight, labels, gradient))
     images, channels, height, width = x.shape
     if out.numel():
         config = _config(channels, height * width, out.stride(1) == 1)
         _label_cam_x_gradient[(images * cdiv(height * width, config["BLOCK_P"]),)](
             gradient.contiguous(), weight, labels.contiguous(), out,
-            labels.shape[1], len(weight), channels, height * width, *addressing(out), *weight.stride(),
-            IGNORE_INDEX=ignore_index, **config,
+            labels.shape[1], len(weight), channels, height * width, *addressing(out), *weight.stride(), **config,
         )  # fmt: skip
     return out
 
 
-def _weight_gradient(
-    x: Tensor, labels: Tensor, gradient: Tensor, classes: int, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+def _weight_gradient(x: Tensor, labels: Tensor, gradient: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     if not runs_triton(x):
-        return _weight_gradient_reference(x, labels, gradient, classes, ignore_index)
+        return _weight_gradient_reference(x, labels, gradient, classes)
     _, channels, height, width = x.shape
     maps, labels = labels.numel(), labels.contiguous()
     fp32: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
@@ -301,7 +297,7 @@ def _weight_gradient(
         config = _config(channels, height * width, x.stride(1) == 1, sums_channels=False)
         _label_cam_map_gradient[(maps * max(1, cdiv(channels, config["BLOCK_C"])),)](
             x, gradient.contiguous(), labels, rows, sums,
-            labels.shape[1], classes, channels, height * width, *addressing(x), IGNORE_INDEX=ignore_index, **config,
+            labels.shape[1], classes, channels, height * width, *addressing(x), **config,
         )  # fmt: skip
     if classes:
         config = _class_config(maps, channels)
@@ -311,26 +307,23 @@ def _weight_gradient(
     return weight, bias
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, _: int) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     return x.new_empty((*labels.shape, *x.shape[2:]), dtype=accumulation_dtype(x.dtype))
 
 
-def _fake_weight_gradient(x: Tensor, labels: Tensor, gradient: Tensor, classes: int, _: int) -> tuple[Tensor, Tensor]:
+def _fake_weight_gradient(x: Tensor, labels: Tensor, gradient: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(x.dtype)
     return x.new_empty((classes, x.shape[1]), dtype=dtype), x.new_empty(classes, dtype=dtype)
 
 
-_op = define_op(
-    "label_cam(Tensor x, Tensor weight, Tensor? bias, Tensor labels, int ignore_index) -> Tensor", _forward, _fake
-)
+_op = define_op("label_cam(Tensor x, Tensor weight, Tensor? bias, Tensor labels) -> Tensor", _forward, _fake)
 _op_x_gradient = define_op(
-    "label_cam_x_gradient(Tensor x, Tensor weight, Tensor labels, Tensor gradient, int ignore_index) -> Tensor",
+    "label_cam_x_gradient(Tensor x, Tensor weight, Tensor labels, Tensor gradient) -> Tensor",
     _x_gradient,
     lambda x, *_: torch.empty_like(x),
 )
 _op_weight_gradient = define_op(
-    "label_cam_weight_gradient(Tensor x, Tensor labels, Tensor gradient, SymInt classes, int ignore_index)"
-    " -> (Tensor, Tensor)",
+    "label_cam_weight_gradient(Tensor x, Tensor labels, Tensor gradient, SymInt classes) -> (Tensor, Tensor)",
     _weight_gradient,
     _fake_weight_gradient,
 )
@@ -338,10 +331,9 @@ _op_weight_gradient = define_op(
 
 class _LabelCam(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, bias, labels)
-        ctx.ignore_index = ignore_index
-        return _op(x, weight, bias, labels, ignore_index)
+        return _op(x, weight, bias, labels)
 
     @staticmethod
     @once_differentiable
@@ -350,14 +342,14 @@ class _LabelCam(torch.autograd.Function):
         of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
         x_grad = weight_grad = bias_grad = None
         if of_x:
-            x_grad = _op_x_gradient(x, weight, labels, gradient, ctx.ignore_index)
+            x_grad = _op_x_gradient(x, weight, labels, gradient)
         if of_weight or of_bias:
             # The bias alone needs no pass over x.
             summed = x if of_weight else x[:, :0]
-            weight_grad, bias_grad = _op_weight_gradient(summed, labels, gradient, len(weight), ctx.ignore_index)
+            weight_grad, bias_grad = _op_weight_gradient(summed, labels, gradient, len(weight))
             weight_grad = weight_grad.to(weight.dtype) if of_weight else None
             bias_grad = bias_grad.to(bias.dtype) if of_bias else None
-        return x_grad, weight_grad, bias_grad, None, None
+        return x_grad, weight_grad, bias_grad, None
 
 
 def label_cam(
@@ -381,8 +373,8 @@ def label_cam(
         ValueError: shapes, dtypes or devices that do not fit.
     """
     check_tensor("labels", labels, (1, 2), integer=True)
-    check_head(x, weight, bias, labels, ignore_index)
-    maps: Tensor = _LabelCam.apply(x, weight, bias, labels if labels.dim() == 2 else labels[:, None], ignore_index)
+    labels = checked_labels(x, weight, bias, labels, ignore_index)
+    maps: Tensor = _LabelCam.apply(x, weight, bias, labels if labels.dim() == 2 else labels[:, None])
     if normalize:
         maps = normalize_cam(maps)
     return maps if labels.dim() == 2 else maps.squeeze(1)

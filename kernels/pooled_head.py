@@ -14,7 +14,7 @@ from torch import Tensor
 from ._common import accumulation_dtype, check_tensor
 from ._ops import define_op
 from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
-from .label_cam import addressing, check_head, finish_map, label_cam_reference, names_class, pixel_offsets
+from .label_cam import addressing, checked_labels, finish_map, label_cam_reference, pixel_offsets
 
 
 def pooled_head_reference(
@@ -32,7 +32,7 @@ def pooled_head_reference(
 def _pooled_head_strips(
     p_x, p_weight, p_labels, p_sums, p_maps, classes, channels, pixels,
     width, stride_n, stride_c, stride_h, stride_w, stride_class, stride_weight,
-    IGNORE_INDEX: tl.constexpr, STRIP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    STRIP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sum x[STRIP pixels × BLOCK_C channels] both ways: over its pixels, and, weighted, over its channels."""
     strips, chunks = tl.cdiv(pixels, STRIP), tl.cdiv(channels, BLOCK_C)
@@ -41,7 +41,7 @@ def _pooled_head_strips(
     i_strip = i_program // chunks % strips
     i_image = (i_program // chunks // strips).to(tl.int64)
     label = tl.load(p_labels + i_image)
-    known = names_class(label, classes, IGNORE_INDEX)
+    known = (label >= 0) & (label < classes)
     o_channel = i_chunk * BLOCK_C + tl.arange(0, BLOCK_C)
     m_channel = o_channel < channels
     p_channel = p_x + i_image * stride_n + o_channel.to(tl.int64) * stride_c
@@ -76,7 +76,7 @@ def _sum_parts(p_parts, parts, columns, o_column, BLOCK_T: tl.constexpr, BLOCK: 
 @triton.jit
 def _pooled_head_combine(
     p_sums, p_chunk_maps, p_bias, p_labels, p_pooled, p_maps, classes, channels, pixels, strips, chunks,
-    IGNORE_INDEX: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Means from the strips' sums and maps from the chunks' maps. Channels first, then pixels."""
     channel_blocks, pixel_blocks = tl.cdiv(channels, BLOCK), tl.cdiv(pixels, BLOCK)
@@ -89,7 +89,7 @@ def _pooled_head_combine(
     else:
         o_pixel = (i_block - channel_blocks) * BLOCK + tl.arange(0, BLOCK)
         b_map = _sum_parts(p_chunk_maps + i_image * chunks * pixels, chunks, pixels, o_pixel, BLOCK_T, BLOCK)
-        b_map = finish_map(b_map, p_bias, tl.load(p_labels + i_image), classes, IGNORE_INDEX)
+        b_map = finish_map(b_map, p_bias, tl.load(p_labels + i_image), classes)
         tl.store(p_maps + i_image * pixels + o_pixel, b_map, mask=o_pixel < pixels)
 
 
@@ -108,13 +108,11 @@ def _config(channels: int, pixels: int) -> dict[str, int]:
 _COMBINE_CONFIG = {"BLOCK_T": 8, "BLOCK": 256, "num_warps": 4}
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Means [N, C] and maps [N, H, W], both in the accumulation dtype."""
     if not runs_triton(x):
         pooled = x.mean((2, 3), dtype=accumulation_dtype(x.dtype))
-        return pooled, label_cam_reference(x, weight, bias, labels, ignore_index=ignore_index).contiguous()
+        return pooled, label_cam_reference(x, weight, bias, labels).contiguous()
     images, channels, height, width = x.shape
     pixels = height * width
     config = _config(channels, pixels)
@@ -126,35 +124,34 @@ def _forward(
     if x.numel():
         _pooled_head_strips[(images * strips * chunks,)](
             x, weight, labels, sums, chunk_maps, len(weight), channels, pixels,
-            *addressing(x), *weight.stride(), IGNORE_INDEX=ignore_index, **config,
+            *addressing(x), *weight.stride(), **config,
         )  # fmt: skip
     blocks = cdiv(channels, _COMBINE_CONFIG["BLOCK"]) + cdiv(pixels, _COMBINE_CONFIG["BLOCK"])
     if images * blocks:
         _pooled_head_combine[(images * blocks,)](
             sums, chunk_maps, None if bias is None else bias.contiguous(), labels, pooled, maps,
-            len(weight), channels, pixels, strips, chunks, IGNORE_INDEX=ignore_index, **_COMBINE_CONFIG,
+            len(weight), channels, pixels, strips, chunks, **_COMBINE_CONFIG,
         )  # fmt: skip
     return pooled, maps
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, _: int) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
     images, channels, height, width = x.shape
     dtype = accumulation_dtype(x.dtype)
     return x.new_empty((images, channels), dtype=dtype), x.new_empty((images, height, width), dtype=dtype)
 
 
-_SCHEMA = "pooled_head(Tensor x, Tensor weight, Tensor? bias, Tensor labels, int ignore_index) -> (Tensor, Tensor)"
-_op = define_op(_SCHEMA, _forward, _fake)
+_op = define_op(
+    "pooled_head(Tensor x, Tensor weight, Tensor? bias, Tensor labels) -> (Tensor, Tensor)", _forward, _fake
+)
 
 
 class _PooledHead(torch.autograd.Function):
     """Differentiable in x through the means alone."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int
-    ) -> tuple[Tensor, Tensor]:
-        pooled, maps = _op(x, weight, bias, labels, ignore_index)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, maps = _op(x, weight, bias, labels)
         ctx.shape, ctx.dtype = x.shape, x.dtype
         ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
         ctx.mark_non_differentiable(maps)
@@ -162,16 +159,16 @@ class _PooledHead(torch.autograd.Function):
         return pooled, maps
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None]:
         if gradient is None:
-            return None, None, None, None, None
+            return None, None, None, None
         # Plain PyTorch: a compiler fuses the broadcast with the backward of the dropout and ReLU before it.
         per_pixel = (gradient / (ctx.shape[2] * ctx.shape[3])).to(ctx.dtype)
         x_grad = per_pixel[:, :, None, None].expand(ctx.shape)
         if ctx.channels_last:
             # An expanded tensor counts as NCHW, and dropout's backward on a GPU would write all gradients before it so.
             x_grad = x_grad.contiguous(memory_format=torch.channels_last)
-        return x_grad, None, None, None, None
+        return x_grad, None, None, None
 
 
 def pooled_head(
@@ -194,7 +191,7 @@ def pooled_head(
         ValueError: shapes, dtypes or devices that do not fit.
     """
     check_tensor("labels", labels, 1, integer=True)
-    check_head(x, weight, bias, labels, ignore_index)
+    labels = checked_labels(x, weight, bias, labels, ignore_index)
     constants = weight.detach(), None if bias is None else bias.detach()
-    pooled, maps = _PooledHead.apply(x, *constants, labels, ignore_index)
+    pooled, maps = _PooledHead.apply(x, *constants, labels)
     return torch.nn.functional.linear(pooled.to(weight.dtype), weight, bias), maps
