@@ -1,7 +1,5 @@
 """Maps → boxes → errors, by named protocols."""
 
-# ruff: noqa: F401 (what is imported here is what the package offers)
-
 from .baseline import centered_box_error
 from .boxes import Contours, find_contours, intersection_over_union, largest_region_boxes
 from .evaluate import BatchObserver, evaluate
@@ -12,3 +10,35 @@ from .pixels import PixelAveragePrecision, combine_masks
 from .protocols import CONTOUR_IOUS, PaperProtocol, ScoringProtocol, Verdict, WsolEvaluationProtocol, named_protocol
 from .score_maps import score_maps, score_masks
 from .scores import LOCALIZATION_METRICS, Scores, accuracies, headline, paired_difference, paired_differences
+
+__all__ = [
+    "CONTOUR_IOUS",
+    "FAILURES",
+    "LOCALIZATION_METRICS",
+    "BatchObserver",
+    "Contours",
+    "LocalizationMetric",
+    "Outcome",
+    "PaperProtocol",
+    "PixelAveragePrecision",
+    "Scores",
+    "ScoringProtocol",
+    "Verdict",
+    "WsolEvaluationProtocol",
+    "accuracies",
+    "centered_box_error",
+    "combine_masks",
+    "evaluate",
+    "find_contours",
+    "headline",
+    "intersection_over_union",
+    "largest_region_boxes",
+    "named_protocol",
+    "outcome",
+    "paired_difference",
+    "paired_differences",
+    "require_empty",
+    "score_maps",
+    "score_masks",
+    "write_maps",
+]

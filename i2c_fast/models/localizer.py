@@ -51,15 +51,10 @@ class Localizer(nn.Module):
         super().__init__()
         self.body = cast(nn.Module, body)
         self.head = head
-        self.feature_dim, self.stride = body.out_channels, body.stride  # D, and S / h
+        self.num_classes, self.feature_dim, self.stride = head.fc8.out_channels, body.out_channels, body.stride
         # Buffers lie on the device: a tensor made from Python numbers in each step would make the host wait.
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
-
-    @property
-    def num_classes(self) -> int:
-        """Y."""
-        return self.head.fc8.out_channels
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images → normalized fp32, memory format kept; floating-point images as they are."""

@@ -26,7 +26,9 @@ class TrainStep:
     def __init__(self, method: Method, optimizer: torch.optim.SGD, runtime: Runtime) -> None:
         self.method, self.optimizer, self.runtime = method, optimizer, runtime
         self.terms: tuple[str, ...] = ()  # names of what a step returns, known after the first
-        self.statistics = [Statistics(buffers) for buffers in _buffers_by_dtype(method) if buffers]
+        buffers = [b for module in method.modules() if isinstance(module, _BatchNorm) for b in module.buffers()]
+        dtypes = dict.fromkeys(buffer.dtype for buffer in buffers)
+        self.statistics = [Statistics([b for b in buffers if b.dtype == dtype]) for dtype in dtypes]
 
     def __call__(self, batch: TrainBatch) -> Tensor:
         """Train on one batch; returns the method's terms and ``skipped``, named by `terms`, fp32 [T] on the device.
@@ -76,8 +78,3 @@ class Statistics:
         """Write back what `keep` saw where `skipped` is not 0."""
         values = torch.where(skipped != 0, self.before, torch.cat(self.views))
         torch._foreach_copy_(self.views, values.split(self.sizes))
-
-
-def _buffers_by_dtype(method: Method) -> list[list[Tensor]]:
-    buffers = [b for module in method.modules() if isinstance(module, _BatchNorm) for b in module.buffers()]
-    return [[b for b in buffers if b.dtype == dtype] for dtype in dict.fromkeys(b.dtype for b in buffers)]
