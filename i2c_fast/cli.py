@@ -15,6 +15,7 @@ from .errors import UserError, printable
 
 # No markup: names of files and images are printed, and are text.
 console = Console(soft_wrap=True, markup=False, emoji=False)
+PATH, SPLITS = click.Path(path_type=Path), click.Choice(["test", "val", "train"])
 
 
 class Commands(click.Group):
@@ -56,7 +57,7 @@ class KeysCommand(click.Command):
 @main.command(cls=KeysCommand)
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Run folder [default: runs/RECIPE].")
+@click.option("--output", "-o", type=PATH, help="Run folder [default: runs/RECIPE].")
 @click.option(
     "--resume",
     is_flag=False,
@@ -90,55 +91,44 @@ def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: 
 
 
 @main.command(cls=KeysCommand)
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--against", type=click.Path(path_type=Path), help="Also score this checkpoint and compare with it.")
+@click.option("--against", type=PATH, help="Also score this checkpoint and compare with it.")
 @click.option(
     "--threshold-from",
     type=click.Choice(["train", "val"]),
     help="Choose thresholds on the boxes of the training images, or of wsolevaluation's val lists beside its test.",
 )
-@click.option("--maps", type=click.Path(path_type=Path), help="Also save raw maps here, as IMAGE_PATH.npy.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Also write the errors to this JSON file.")
-def evaluate(
-    checkpoint: Path,
-    overrides: tuple[str, ...],
-    against: Path | None,
-    threshold_from: str | None,
-    maps: Path | None,
-    output: Path | None,
-) -> None:
+@click.option("--maps", type=PATH, help="Also save raw maps here, as IMAGE_PATH.npy.")
+@click.option("--output", "-o", type=PATH, help="Also write the errors to this JSON file.")
+def evaluate(checkpoint: Path, overrides: tuple[str, ...], output: Path | None, **options: Any) -> None:
     """Score CHECKPOINT (a file, or a run folder's newest) on its validation split, changed by KEY=VALUE."""
     from .commands.evaluate import evaluate_checkpoint
     from .commands.tables import print_centered_box, print_differences, print_scores
     from .environment import environment
     from .files import write_json
 
-    results = evaluate_checkpoint(checkpoint, overrides, console, against, threshold_from, maps)
+    results = evaluate_checkpoint(checkpoint, overrides, console, **options)
     print_scores(console, results["errors"])
     if "centered_box_gt_known_error" in results:
         print_centered_box(console, results["centered_box_gt_known_error"])
     if "differences" in results:
-        print_differences(console, f"{checkpoint} minus {against}", results["differences"])
+        print_differences(console, f"{checkpoint} minus {options['against']}", results["differences"])
     if output:
         write_json(output, {**results, "environment": environment()})
 
 
 @main.command()
-@click.argument("maps", type=click.Path(path_type=Path))
-@click.option("--metadata", required=True, type=click.Path(path_type=Path), help="wsolevaluation's lists, test/ etc.")
-@click.option("--split", type=click.Choice(["test", "val", "train"]), help="[default: test, or val if there is none]")
+@click.argument("maps", type=PATH)
+@click.option("--metadata", required=True, type=PATH, help="wsolevaluation's lists, test/ etc.")
+@click.option("--split", type=SPLITS, help="[default: test, or val if there is none]")
 @click.option("--protocol", type=click.Choice(["wsolevaluation", "paper"]), default="wsolevaluation", show_default=True)
 @click.option("--resize", is_flag=True, help="Take raw maps of any size, such as 14 x 14, and resize them.")
-@click.option(
-    "--threshold-from",
-    type=click.Choice(["test", "val", "train"]),
-    help="Choose thresholds on this split's maps, the honest way [default: on the scored split, as the field does].",
-)
-@click.option("--predictions", type=click.Path(path_type=Path), help="Lines image_id,class,class… for Top-1, Top-5.")
-@click.option("--masks", type=click.Path(path_type=Path), help="Where the paths of masks start: gives PxAP.")
+@click.option("--threshold-from", type=SPLITS, help="Choose thresholds on this split [default: on the scored one].")
+@click.option("--predictions", type=PATH, help="Lines image_id,class,class… for Top-1, Top-5.")
+@click.option("--masks", type=PATH, help="Where the paths of masks start: gives PxAP.")
 @click.option("--threads", type=click.IntRange(min=1), help="That read and judge maps [default: one a processor].")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Also write the errors to this JSON file.")
+@click.option("--output", "-o", type=PATH, help="Also write the errors to this JSON file.")
 def score(maps: Path, metadata: Path, output: Path | None, **options: Any) -> None:
     """Score saved MAPS of any method: a folder of IMAGE_ID.npy or .npz, or one .npz of all; no images needed."""
     from .commands.score import score_saved_maps
@@ -153,11 +143,11 @@ def score(maps: Path, metadata: Path, output: Path | None, **options: Any) -> No
 
 
 @main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True)
+@click.argument("checkpoint", type=PATH)
+@click.argument("images", nargs=-1, required=True, type=PATH)
+@click.option("--output", "-o", type=PATH, default=Path("predictions"), show_default=True)
 @click.option("--threshold", type=click.IntRange(0, 254), help="Gray level of the boxes [default: the checkpoint's].")
-@click.option("--boxes", type=click.Path(path_type=Path), help="A data set's folder; its boxes are drawn red.")
+@click.option("--boxes", type=PATH, help="A data set's folder; its boxes are drawn red.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def predict(
     checkpoint: Path, images: tuple[Path, ...], output: Path, threshold: int | None, boxes: Path | None, device: str
@@ -174,10 +164,10 @@ def predict(
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("report.html"),
     show_default=True,
-    help="The page; one that is there is replaced.",
+    help="The page; an old one is replaced.",
 )
 def report(arguments: tuple[str, ...], output: Path) -> None:
     """Write one HTML page on RUN (run folders or checkpoints): errors, charts, failures and pictures, side by side."""
@@ -204,8 +194,8 @@ class ExportCommand(click.Command):
 
 
 @main.command(cls=ExportCommand)
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="File to write: .onnx or .pt2.")
+@click.argument("checkpoint", type=PATH)
+@click.option("--output", "-o", type=PATH, required=True, help="File to write: .onnx or .pt2.")
 def export(checkpoint: Path, output: Path) -> None:
     """Write CHECKPOINT's model (a file, or a run folder's newest) as ONNX or as a torch.export program.
 
@@ -226,8 +216,8 @@ def export(checkpoint: Path, output: Path) -> None:
 
 @main.command("validate-data", cls=KeysCommand)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--blacklist", type=click.Path(path_type=Path), help="Write the broken images here, for data.blacklist.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Also write all findings to this JSON file.")
+@click.option("--blacklist", type=PATH, help="Write the broken images here, for data.blacklist.")
+@click.option("--output", "-o", type=PATH, help="Also write all findings to this JSON file.")
 def validate_data(overrides: tuple[str, ...], blacklist: Path | None, output: Path | None) -> None:
     """Decode every image of data.root=FOLDER (and other data.* keys); list what is broken, odd or without a box."""
     from .commands.validate_data import validate_data_set
@@ -264,7 +254,7 @@ def env() -> None:
 
 
 @main.command()
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder [default: runs/demo, or the next free].")
+@click.option("--output", "-o", type=PATH, help="Folder [default: runs/demo, or the next free].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the generated set and run.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Processor threads [default: torch's choice].")
 def demo(output: Path | None, seed: int, threads: int) -> None:

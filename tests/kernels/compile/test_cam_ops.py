@@ -49,12 +49,12 @@ def test_opcheck_of_label_cam_and_pooled_head(layout: str, dtype: torch.dtype) -
     x = LAYOUTS[layout](torch.randn(3, 5, 4, 6, dtype=dtype))
     weight, bias = (tensor.detach() for tensor in parameters())
     gradient = torch.randn(3, 2, 4, 6, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    opcheck("label_cam", x, weight, bias, LABELS, -100)
-    opcheck("label_cam", x, weight, None, LABELS, -100)
-    opcheck("label_cam_x_gradient", x, weight, LABELS, gradient, -100)
-    opcheck("label_cam_weight_gradient", x, LABELS, gradient, 4, -100)
-    opcheck("pooled_head", x, weight, bias, LABELS[:, 0], -100)
-    opcheck("pooled_head", x, weight, None, LABELS[:, 0], -100)
+    opcheck("label_cam", x, weight, bias, LABELS)
+    opcheck("label_cam", x, weight, None, LABELS)
+    opcheck("label_cam_x_gradient", x, weight, LABELS, gradient)
+    opcheck("label_cam_weight_gradient", x, LABELS, gradient, 4)
+    opcheck("pooled_head", x, weight, bias, LABELS[:, 0])
+    opcheck("pooled_head", x, weight, None, LABELS[:, 0])
 
 
 def objective(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
