@@ -1,5 +1,6 @@
 """Inter-Image Communication (Zhang, Wei, Yang, ECCV 2020): cross-entropy + λ1·SC + λ2·GC (Eq. 6)."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -44,18 +45,10 @@ class I2C(Method):
 
     def __init__(self, model: Localizer, options: I2COptions, seed: int = 0) -> None:
         super().__init__(model, options, seed)
-        self.criterion = InterImageLoss(
-            model.num_classes,
-            model.feature_dim,
-            k=options.k,
-            threshold=options.threshold,
-            alpha=options.alpha,
-            distance=options.distance,
-            seed_choice=options.seed_choice,
-            center_update=options.center_update,
-            seed=seed,
-            auto_commit=False,
-        )
+        own = dataclasses.asdict(options)
+        self.sc_weight, self.gc_weight = own.pop("sc_weight"), own.pop("gc_weight")
+        # The other options are the loss's own arguments.
+        self.criterion = InterImageLoss(model.num_classes, model.feature_dim, **own, seed=seed, auto_commit=False)
 
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         logits, maps, features, slots = self.model(batch.images, batch.labels, self.criterion.k)
@@ -63,7 +56,7 @@ class I2C(Method):
         sc, gc, counts = self.criterion(
             features, maps, batch.labels, slots=slots, image_ids=batch.image_ids, groups=batch.groups
         )
-        loss = terms["ce"] + self.options.sc_weight * sc + self.options.gc_weight * gc
+        loss = terms["ce"] + self.sc_weight * sc + self.gc_weight * gc
         return {"loss": loss, **terms, "sc": sc, "gc": gc, "seed_pixels": counts.float().mean()}
 
     def parameter_groups(self) -> list[ParameterGroup]:

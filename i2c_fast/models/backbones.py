@@ -31,14 +31,13 @@ class Body(Protocol):
 class Backbone:
     """How a backbone is built, and the head and ImageNet weights that go with it.
 
-    `weights_file` is torchvision's checkpoint `weights_name`; the eight hex digits that end its name begin its SHA-256.
+    `weights_file` is torchvision's checkpoint IMAGENET1K_V1; the eight hex digits that end its name begin its SHA-256.
     A backbone without one starts from what `build` gives.
     """
 
     build: Callable[[], Body]
     head_width: int = 1024
     head_init: InitScheme = "xavier"
-    weights_name: str = ""
     weights_file: str = ""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -55,12 +54,10 @@ class Backbone:
 
 
 BACKBONES: dict[str, Backbone] = {
-    "vgg16": Backbone(VGG16Body, 1024, "xavier", "VGG16_Weights.IMAGENET1K_V1", "vgg16-397923af.pth"),
-    "resnet50": Backbone(ResNet50Body, 1024, "normal", "ResNet50_Weights.IMAGENET1K_V1", "resnet50-0676ba61.pth"),
-    "inception_v3": Backbone(
-        InceptionV3Body, 1024, "xavier", "Inception_V3_Weights.IMAGENET1K_V1", "inception_v3_google-0cc3c7bd.pth"
-    ),
-    "resnet18": Backbone(ResNet18Body, 256, "xavier", "ResNet18_Weights.IMAGENET1K_V1", "resnet18-f37072fd.pth"),
+    "vgg16": Backbone(VGG16Body, weights_file="vgg16-397923af.pth"),
+    "resnet50": Backbone(ResNet50Body, head_init="normal", weights_file="resnet50-0676ba61.pth"),
+    "inception_v3": Backbone(InceptionV3Body, weights_file="inception_v3_google-0cc3c7bd.pth"),
+    "resnet18": Backbone(ResNet18Body, head_width=256, weights_file="resnet18-f37072fd.pth"),
 }
 
 

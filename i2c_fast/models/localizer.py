@@ -1,5 +1,6 @@
 """A backbone's body under the localization head: the model every method trains and every command runs."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -42,11 +43,7 @@ class Localizer(nn.Module):
     std: Tensor
 
     def __init__(
-        self,
-        body: Body,
-        head: LocalizationHead,
-        mean: tuple[float, ...] = (0.0, 0.0, 0.0),
-        std: tuple[float, ...] = (1.0, 1.0, 1.0),
+        self, body: Body, head: LocalizationHead, mean: Sequence[float] = (0.0,) * 3, std: Sequence[float] = (1.0,) * 3
     ) -> None:
         super().__init__()
         self.body = cast(nn.Module, body)

@@ -93,5 +93,6 @@ def test_body_computes_what_torchvisions_layers_compute(backbone: str) -> None:
 
 @BACKBONE_NAMES
 def test_weights_are_torchvisions_first_version(backbone: str) -> None:
-    class_name, member = BACKBONES[backbone].weights_name.split(".")
-    assert getattr(torchvision_models, class_name)[member].url == BACKBONES[backbone].weights_url
+    names = {"vgg16": "VGG16", "resnet50": "ResNet50", "inception_v3": "Inception_V3", "resnet18": "ResNet18"}
+    weights = getattr(torchvision_models, f"{names[backbone]}_Weights").IMAGENET1K_V1
+    assert weights.url == BACKBONES[backbone].weights_url
