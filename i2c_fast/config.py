@@ -219,7 +219,8 @@ def _validated(section: str, values: dict[str, Any], source: str, overridden: li
         first = error.errors()[0]
         location = [section, *(str(part) for part in first["loc"])]
         where = "" if tuple(location[:2]) in overridden else f" ({source})"
-        raise UserError(f"{'.'.join(location)}={first['input']}: {_lower_first(first['msg'])}{where}") from None
+        reason = first["msg"][:1].lower() + first["msg"][1:]
+        raise UserError(f"{'.'.join(location)}={first['input']}: {reason}{where}") from None
 
 
 def _check_together(config: Config) -> None:
@@ -277,15 +278,6 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
         return section, name, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return section, name, text  # a choice needs no quotes
-
-
-def _toml_value(value: Any) -> str:
-    # JSON's spelling of strings, numbers, booleans and flat lists is TOML's, but for this one character.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def recipe_names() -> list[str]:
@@ -365,5 +357,7 @@ def as_toml(config: Config) -> str:
     """The resolved configuration as TOML that `load_recipe` reads back."""
     lines: list[str] = []
     for section, entries in as_dict(config).items():
-        lines += [f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in entries.items()), ""]
-    return "\n".join(lines)
+        # JSON's spelling of strings, numbers, booleans and flat lists is TOML's, but for one character.
+        written = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in entries.items())
+        lines += [f"[{section}]", *written, ""]
+    return "\n".join(lines).replace("\x7f", "\\u007f")

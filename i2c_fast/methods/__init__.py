@@ -24,9 +24,4 @@ def find_method(name: str, key: str = "method") -> type[Method]:
     return METHODS[name]
 
 
-def chart_titles() -> dict[str, str]:
-    """Titles of the terms that any method logs."""
-    return {term: title for method in METHODS.values() for term, title in method.titles.items()}
-
-
-__all__ = ["METHODS", "Method", "Number", "ParameterGroup", "PlanName", "chart_titles", "find_method"]
+__all__ = ["METHODS", "Method", "Number", "ParameterGroup", "PlanName", "find_method"]

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..evaluation import CONTOUR_IOUS, LOCALIZATION_METRICS
 from ..evaluation.scores import best_index
-from ..methods import chart_titles
+from ..methods import METHODS
 from .charts import Chart, Series, histogram, line_chart
 from .collect import RunFacts
 
@@ -67,7 +67,7 @@ def _accuracy_chart(
 def training_charts(facts: Sequence[RunFacts]) -> list[Chart]:
     """The course of training: every logged series that has values, and the errors of evaluations on the way."""
     starts = [run.log.stage_start for run in facts if run.log.stage_start is not None]
-    titles = {**TITLES, **chart_titles()}
+    titles = TITLES | {term: title for method in METHODS.values() for term, title in method.titles.items()}
     charts = []
     for name in dict.fromkeys([*titles, *(name for run in facts for name in run.log.series)]):
         title = titles.get(name, name)
