@@ -25,8 +25,7 @@ class TrainBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "TrainBatch":
         """The batch with its tensors on a device; nothing waits for pinned memory to be copied."""
-        images, labels, groups, ids = (part.to(device, non_blocking=True) for part in self[:4])
-        return TrainBatch(images, labels, groups, ids, self.unreadable)
+        return self._replace(**{name: getattr(self, name).to(device, non_blocking=True) for name in self._fields[:4]})
 
 
 class EvalBatch(NamedTuple):

@@ -93,8 +93,7 @@ class Method(nn.Module):
 
     def load_own_state(self, state: Mapping[str, Tensor]) -> Self:
         """Restore `own_state`; RuntimeError where names or shapes differ."""
-        model = {f"model.{key}": value for key, value in self.model.state_dict().items()}
-        self.load_state_dict({**model, **state})
+        self.load_state_dict({**self.model.state_dict(prefix="model."), **state})
         return self
 
     @classmethod

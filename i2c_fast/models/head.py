@@ -65,8 +65,8 @@ class LocalizationHead(nn.Module):
         if classes is not None:
             return label_cam(x, self._weight, self.fc8.bias, classes)
         # Autocast would round them; an exported graph must not hold its context.
-        autocast = torch.is_autocast_enabled(x.device.type)
-        with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
+        device = x.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             pixels = x.permute(0, 2, 3, 1).to(self._weight.dtype)
             return nn.functional.linear(pixels, self._weight, self.fc8.bias).permute(0, 3, 1, 2)
 
