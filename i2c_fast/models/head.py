@@ -64,11 +64,11 @@ class LocalizationHead(nn.Module):
         """x and classes int64 [N] or [N,L], None for all → raw fp32 maps [N,H,W] or [N,L,H,W], bias included."""
         if classes is not None:
             return label_cam(x, self._weight, self.fc8.bias, classes)
-        # Autocast would round them; an exported graph must not hold its context.
+        # Autocast would round them. An exported graph must hold neither its context nor a cast, which names a device.
         device = x.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            pixels = x.permute(0, 2, 3, 1).to(self._weight.dtype)
-            return nn.functional.linear(pixels, self._weight, self.fc8.bias).permute(0, 3, 1, 2)
+            x = x if x.dtype == self._weight.dtype else x.to(self._weight.dtype)
+            return nn.functional.linear(x.permute(0, 2, 3, 1), self._weight, self.fc8.bias).permute(0, 3, 1, 2)
 
     @property
     def _weight(self) -> Tensor:
