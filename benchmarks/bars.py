@@ -14,7 +14,7 @@ SPEEDUPS = (
 OBJECTIVE_US = 40  # fused+graph
 OBJECTIVE_PEAK_BYTES = 8e6  # fused, beyond its inputs
 # Forward of the ops that are bound by reading x, at the usual size and larger ones.
-READERS, SHARE_OF_READ = ("label_cam", "pooled_head"), 0.85
+READERS, FRACTION_OF_READ = ("label_cam", "pooled_head"), 0.85
 LARGE = ("usual", "height=40 width=40", "images=320")
 
 
@@ -40,9 +40,9 @@ def judge(rows: list[Row]) -> list[Row]:
     for name in READERS:
         for row in _timed(rows, name):
             if row["provider"] == "fused+graph" and row["changes"] in LARGE:
-                share = row["phases"]["forward"]["share_of_read"]
-                promise = f"{name}, {row['changes']}: share of a read-only reduction"
-                add(promise, SHARE_OF_READ, share, share >= SHARE_OF_READ)
+                fraction = row["phases"]["forward"]["fraction_of_read"]
+                promise = f"{name}, {row['changes']}: fraction of a read-only reduction"
+                add(promise, FRACTION_OF_READ, fraction, fraction >= FRACTION_OF_READ)
     return found
 
 

@@ -88,7 +88,7 @@ def run_subject(name: str, size: Size, device: torch.device, repeats: int) -> li
             rows[provider]["phases"][phase] = {
                 **times._asdict(),
                 "GB_per_s": size_in_bytes / times.median_us / 1e3,
-                "share_of_read": read_us(size_in_bytes) / times.median_us,
+                "fraction_of_read": read_us(size_in_bytes) / times.median_us,
             }
     for provider, candidate in right.items():
         whole = candidate.phases.get("full", candidate.phases.get("forward"))

@@ -38,7 +38,7 @@ def table(title: str, rows: list[dict[str, Any]]) -> Table:
             out.add_row(
                 row["provider"], error, phase,
                 f"{times['median_us']:.1f} ({times['low_us']:.1f}–{times['high_us']:.1f})", f"{times['host_us']:.0f}",
-                f"{row['bytes'][phase] / 1e6:.1f}", f"{times['GB_per_s']:.0f}", f"{times['share_of_read']:.0%}",
+                f"{row['bytes'][phase] / 1e6:.1f}", f"{times['GB_per_s']:.0f}", f"{times['fraction_of_read']:.0%}",
                 *(counts if whole else []),
             )  # fmt: skip
     return out
@@ -60,13 +60,14 @@ def plot(report: dict[str, Any], path: Path) -> str:
     figure, axis = pyplot.subplots(figsize=(10, 0.42 * len(ops) + 1.8), layout="constrained")
     for provider, (marker, color) in PROVIDERS.items():
         mine = {row["op"]: list(row["phases"].values())[-1] for row in rows if row["provider"] == provider}
-        places = [place for place, op in enumerate(ops) if op in mine]
-        medians, low, high = ([mine[ops[place]][key] for place in places] for key in ("median_us", "low_us", "high_us"))
-        axis.hlines(places, low, high, color=color, linewidth=2)
-        axis.scatter(medians, places, marker=marker, color=color, s=42, zorder=3, label=provider)
+        positions = [position for position, op in enumerate(ops) if op in mine]
+        keys = ("median_us", "low_us", "high_us")
+        medians, low, high = ([mine[ops[position]][key] for position in positions] for key in keys)
+        axis.hlines(positions, low, high, color=color, linewidth=2)
+        axis.scatter(medians, positions, marker=marker, color=color, s=42, zorder=3, label=provider)
     # What a reduction that only reads as many bytes takes: the same for all providers of an op.
     floors = {row["op"]: list(row["phases"].values())[-1] for row in rows}
-    reads = [times["median_us"] * times["share_of_read"] for times in floors.values()]
+    reads = [times["median_us"] * times["fraction_of_read"] for times in floors.values()]
     axis.scatter(reads, range(len(ops)), marker="|", color="black", s=160, label="reading as many bytes")
     axis.set_yticks(range(len(ops)), ops)
     axis.invert_yaxis()

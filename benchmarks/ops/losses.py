@@ -9,7 +9,7 @@ from i2c_fast import kernels
 
 from ..objective import ALPHA, gather, make_bank, move_centers
 from ..sizes import Size
-from .problem import Outputs, Problem, bytes_of, places_by_class, row_bytes, seed_inputs
+from .problem import Outputs, Problem, bytes_of, indices_by_class, row_bytes, seed_inputs
 
 
 def _values(size: Size, device: torch.device) -> Tensor:
@@ -23,7 +23,7 @@ def pair_consistency_loss(size: Size, device: torch.device) -> Problem:
 
     def loops(values: Tensor, labels: Tensor) -> Outputs:
         images = values.float().unbind()
-        classes = places_by_class(labels).values()
+        classes = indices_by_class(labels).values()
         pairs = [pair for members in classes for pair in zip(members[0::2], members[1::2], strict=True)]
         return (torch.stack([(images[i] - images[j]).square().sum(1).mean() for i, j in pairs]).mean(),)
 
@@ -48,7 +48,7 @@ def class_means(size: Size, device: torch.device) -> Problem:
 
     def loops(values: Tensor, labels: Tensor) -> Outputs:
         means = torch.zeros_like(values[:, 0], dtype=torch.float32)
-        for members in places_by_class(labels).values():
+        for members in indices_by_class(labels).values():
             means[members[0]] = torch.stack([values[i] for i in members]).float().mean((0, 1))
         return (means,)
 
@@ -136,7 +136,7 @@ def inter_image_loss(size: Size, device: torch.device) -> Problem:
         distances, gaps = [], []
         images = zip(features.unbind(), indices, strict=True)
         values = [image.flatten(1)[:, i].t().float() for image, i in images]
-        for label, members in places_by_class(labels).items():
+        for label, members in indices_by_class(labels).items():
             pairs = zip(members[0::2], members[1::2], strict=True)
             distances += [(values[i] - values[j]).square().sum(1).mean() for i, j in pairs]
             gaps.append((torch.stack([values[i] for i in members]).mean((0, 1)) - centers[label]).square().sum())

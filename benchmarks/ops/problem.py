@@ -42,11 +42,11 @@ def bytes_of(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def places_by_class(labels: Tensor) -> dict[int, list[int]]:
+def indices_by_class(labels: Tensor) -> dict[int, list[int]]:
     """Places of each class's images, on the host."""
     members: dict[int, list[int]] = {}
-    for place, label in enumerate(labels.tolist()):
-        members.setdefault(label, []).append(place)
+    for index, label in enumerate(labels.tolist()):
+        members.setdefault(label, []).append(index)
     return members
 
 

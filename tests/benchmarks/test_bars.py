@@ -8,7 +8,7 @@ from benchmarks.bars import judge
 
 
 def row(op: str, provider: str, phase: str = "full", changes: str = "usual", **values: Any) -> dict[str, Any]:
-    times = {"median_us": values.pop("us", 1.0), "share_of_read": values.pop("share", 1.0)}
+    times = {"median_us": values.pop("us", 1.0), "fraction_of_read": values.pop("share", 1.0)}
     return {"op": op, "provider": provider, "changes": changes, "phases": {phase: times}, "peak_memory": 0, **values}
 
 
@@ -51,8 +51,8 @@ def test_ops_bound_by_reading_are_judged_at_the_usual_size_and_larger_ones() -> 
     sizes = {"usual": 0.9, "images=320": 0.8, "images=10": 0.1}
     rows = [row("label_cam", "fused+graph", "forward", changes, share=share) for changes, share in sizes.items()]
     assert kept(rows) == {
-        "label_cam, usual: share of a read-only reduction": True,
-        "label_cam, images=320: share of a read-only reduction": False,
+        "label_cam, usual: fraction of a read-only reduction": True,
+        "label_cam, images=320: fraction of a read-only reduction": False,
     }
 
 

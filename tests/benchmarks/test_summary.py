@@ -10,7 +10,7 @@ from benchmarks.summary import plot
 
 
 def report(*providers: str, changes: str = "usual") -> dict[str, Any]:
-    times = {"median_us": 20.0, "low_us": 19.0, "high_us": 22.0, "share_of_read": 0.5}
+    times = {"median_us": 20.0, "low_us": 19.0, "high_us": 22.0, "fraction_of_read": 0.5}
     rows = [
         {"op": op, "changes": changes, "provider": provider, "phases": {"forward": times, "full": times}}
         for op in ("label_cam", "objective")
