@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -197,15 +198,27 @@ def all_launches(names: tuple[str, ...], sizes: tuple[Size, ...]) -> list[Launch
     return list({launch.key(): launch for launch in found}.values())
 
 
+# Triton parses a kernel as Python, and CPython counts how deep that parser is nested in all threads together: where
+# they change places within it, it fails with SystemError (seen with 3.11.7).
+_PARSING = threading.Lock()
+
+
 @contextmanager
 def _compiling_for(architecture: int) -> Iterator[None]:
     """Let Triton believe that it is on a GPU of this architecture."""
-    driver = triton.runtime.driver
+    driver, parse = triton.runtime.driver, JITFunction.parse
     before = driver._active
+
+    def parse_alone(kernel: JITFunction) -> Any:
+        with _PARSING:
+            return parse(kernel)
+
     driver.set_active(_Target(architecture))
+    JITFunction.parse = parse_alone
     try:
         yield
     finally:
+        JITFunction.parse = parse
         driver.set_active(before)
 
 

@@ -141,12 +141,13 @@ def test_checks_stop_at_the_first_that_fails(clone: Clone, failing: str, ran: in
 
 
 INTERPRET = "tests/kernels/interpret"
+PROCESSES = f"--numprocesses {min(os.cpu_count() or 1, 4)} --dist loadfile"
 
 
 @pytest.mark.parametrize(
     ("arguments", "plain", "interpreted"),
     [
-        ("", "tests", INTERPRET),
+        ("", f"{PROCESSES} tests", f"{PROCESSES} {INTERPRET}"),
         ("--exhaustive -k kernels", "--exhaustive -k kernels tests", f"--exhaustive -k kernels {INTERPRET}"),
         ("tests/models", "tests/models", None),
         ("-x tests/kernels", "-x tests/kernels", f"-x {INTERPRET}"),
