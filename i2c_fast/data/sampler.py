@@ -84,10 +84,10 @@ class PlainSampler(Sampler):
 
     def _draw(self, rng: np.random.Generator, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self._permutation[0] != epoch:
-            # No step has the number −1, but a seed may not be negative: 2³² − 1 is no step either.
+            # Steps draw by their own numbers; 2³² − 1 is none of them.
             self._permutation = epoch, self._generator(epoch, 2**32 - 1).permutation(len(self.labels))
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return np.take(self._permutation[1], places, mode="wrap"), np.zeros(self.batch_size, np.int64)
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return np.take(self._permutation[1], positions, mode="wrap"), np.zeros(self.batch_size, np.int64)
 
 
 SAMPLERS = {"class_paired": ClassPairedSampler, "plain": PlainSampler}

@@ -1,4 +1,4 @@
-"""Class-paired plans: what a batch holds, and that nothing but (seed, epoch, step) decides it."""
+"""Class-paired and plain plans: what a batch holds, and that nothing but (seed, epoch, step) decides it."""
 
 import hashlib
 import subprocess
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from i2c_fast.data import BatchPlan, ClassPairedSampler
+from i2c_fast.data.sampler import PlainSampler
 from i2c_fast.errors import UserError
 
 # Ten classes of 3 to 12 images, in no order; class 4 has none.
@@ -177,3 +178,41 @@ def test_epoch_has_as_many_steps_as_cover_the_images(count: int, steps: int) -> 
 def test_empty_batch_is_an_error_that_names_the_options(classes: int, images: int) -> None:
     with pytest.raises(UserError, match=rf"batch\.classes and batch\.images must be at least 1, got {classes}"):
         sampler(classes, images)
+
+
+# Plain batches
+
+
+def plain(seed: int = 0, slots: int = 4, images: int = 3) -> PlainSampler:
+    return PlainSampler(LABELS, slots, images, seed)
+
+
+def test_a_plain_epoch_has_each_image_once_and_is_filled_up_from_its_start() -> None:
+    sampler = plain()
+    drawn = np.concatenate([sampler.plan(2, step).indices for step in range(sampler.steps_per_epoch)])
+    assert len(drawn) == 12 * sampler.steps_per_epoch
+    assert sorted(drawn[: len(LABELS)]) == list(range(len(LABELS)))
+    np.testing.assert_array_equal(drawn[len(LABELS) :], drawn[: len(drawn) - len(LABELS)])
+
+
+def test_a_plain_plan_depends_on_seed_epoch_and_step_alone() -> None:
+    sampler = plain()
+    expected = {(epoch, step): sampler.plan(epoch, step) for epoch in (0, 1) for step in (0, 1)}
+    for position in ((1, 1), (0, 0), (1, 0), (0, 1)):  # in another order, by another sampler
+        for found, wanted in zip(plain().plan(*position), expected[position], strict=True):
+            np.testing.assert_array_equal(found, wanted)
+        for found, wanted in zip(sampler.plan(*position), expected[position], strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    assert (expected[0, 0].indices != expected[1, 0].indices).any()
+    assert (plain(seed=1).plan(0, 0).indices != expected[0, 0].indices).any()
+
+
+def test_a_plain_batch_is_one_group_with_the_labels_of_its_images() -> None:
+    found = plain().plan(0, 1)
+    np.testing.assert_array_equal(found.labels, LABELS[found.indices])
+    assert not found.groups.any() and len(found.crops) == len(found.flips) == 12
+
+
+def test_a_plain_batch_larger_than_the_split_repeats_it() -> None:
+    found = plain(slots=40).plan(0, 0)
+    assert set(np.bincount(found.indices)) <= {2, 3} and len(found.indices) == 120
