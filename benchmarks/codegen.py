@@ -35,8 +35,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from i2c_fast import kernels
-from i2c_fast.kernels._common import Distance
-from i2c_fast.kernels.inter_image_loss import Reduction
+from i2c_fast.kernels._common import Distance, Reduction, TotalReduction
 from i2c_fast.kernels.sample_pixels import SeedChoice
 
 from . import candidates
@@ -165,9 +164,10 @@ def _variants_of_losses(size: Size) -> None:
     indices = torch.zeros(size.images, size.seeds, dtype=torch.int32, device=META)
     of_class = kernels.class_means(values, labels)
     for distance in get_args(Distance):
-        kernels.pair_consistency_loss(values, labels, labels, distance)[0].backward()
-        kernels.center_loss(of_class.means.detach(), of_class.labels, trained, distance)[0].backward()
-        for reduction in get_args(Reduction):
+        for each in get_args(Reduction):
+            kernels.pair_consistency_loss(values, labels, labels, distance, each)[0].sum().backward()
+            kernels.center_loss(of_class.means.detach(), of_class.labels, trained, distance, each)[0].sum().backward()
+        for reduction in get_args(TotalReduction):
             sums = kernels.inter_image_loss(
                 features, indices, labels, trained, groups=labels, distance=distance, reduction=reduction
             )

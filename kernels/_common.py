@@ -1,13 +1,14 @@
 """What every op shares: argument checks that cost no synchronization, label masks, the two distances."""
 
 import os
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 Distance = Literal["squared_l2", "l2"]
-Reduction = Literal["mean", "sum"]
+TotalReduction = Literal["mean", "sum"]
+Reduction = Literal["none", "mean", "sum"]
 
 IGNORED_LABEL = -100
 L2_EPS = 1e-6
@@ -58,9 +59,9 @@ def check_indices(indices: Tensor, pixels: int) -> None:
             raise ValueError(f"index {int(wrong[0])} is outside 0…{pixels - 1}")
 
 
-def check_distance(distance: str, reduction: str = "mean") -> None:
+def check_distance(distance: str, reduction: str = "mean", reductions: Any = Reduction) -> None:
     """Raise ValueError unless `distance` and `reduction` are of those that exist."""
-    for name, choice, choices in (("distance", distance, Distance), ("reduction", reduction, Reduction)):
+    for name, choice, choices in (("distance", distance, Distance), ("reduction", reduction, reductions)):
         if choice not in get_args(choices):
             raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {choice!r}")
 
@@ -100,6 +101,13 @@ def earlier(same: Tensor) -> Tensor:
 def first_true(mask: Tensor) -> Tensor:
     """[N] column of the first True in each row of an [N, N] mask, 0 where there is none."""
     return mask.int().argmax(1) if len(mask) else mask.new_zeros(0, dtype=torch.int64)
+
+
+def reduce_terms(terms: Tensor, count: Tensor, reduction: str) -> Tensor:
+    """Mean over the `count` terms there are (0 where there are none), their sum, or the terms themselves."""
+    if reduction == "none":
+        return terms
+    return terms.sum() / count.clamp(min=1) if reduction == "mean" else terms.sum()
 
 
 def measure(difference: Tensor, distance: Distance) -> Tensor:

@@ -24,6 +24,7 @@ from ._common import (
     check_tensor,
     mask_ignored,
     measure,
+    reduce_terms,
     within,
 )
 from ._ops import define_op
@@ -46,8 +47,8 @@ def center_loss_reference(
     rows = centers[labels.clamp(0, len(centers) - 1)].to(means.dtype)
     difference = torch.where(present[:, None], means - rows, 0.0)
     difference = torch.where((present & ~within(labels, len(centers)))[:, None], torch.nan, difference)
-    total, count = torch.where(present, measure(difference, distance), 0.0).sum(), present.sum()
-    return total / count.clamp(min=1) if reduction == "mean" else total, count
+    count = present.sum()
+    return reduce_terms(torch.where(present, measure(difference, distance), 0.0), count, reduction), count
 
 
 @triton.jit
@@ -148,14 +149,14 @@ def _center_gaps(
 
 @triton.jit
 def _center_backward(
-    p_grad, p_count, p_gaps, p_labels, p_squares, p_out, channels, classes, chunks,
+    p_grad, p_count, p_gaps, p_labels, p_squares, p_out, channels, classes, chunks, s_grad,
     SQUARED: tl.constexpr, MEAN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program a row and chunk of channels."""
     i_row = tl.program_id(0)
     o_channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     label = tl.load(p_labels + i_row).to(tl.int64)
-    scale = tl.load(p_grad).to(tl.float32)
+    scale = tl.load(p_grad + i_row.to(tl.int64) * s_grad).to(tl.float32)
     if MEAN:
         scale /= tl.maximum(tl.load(p_count), 1).to(tl.float32)
     b_grad = center_gradient(
@@ -177,32 +178,36 @@ def center_gap_reference(means: Tensor, labels: Tensor, centers: Tensor, distanc
 
 
 def _forward(
-    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance, mean: bool
+    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance, reduction: Reduction
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward: loss, count, gaps [N, D] and their squares [N, chunks]."""
     if not (runs_triton(means) and means.numel()):
-        loss, count = center_loss_reference(means, labels, centers, distance, "mean" if mean else "sum")
+        loss, count = center_loss_reference(means, labels, centers, distance, reduction)
         return loss, count, *center_gap_reference(means, labels, centers, distance)
-    loss, count, gaps, squares = _outputs(means, labels, centers, distance, mean)
+    loss, count, gaps, squares = _outputs(means, labels, centers, distance, reduction)
     (rows, channels), (chunks, sizes), squared = means.shape, channel_chunks(means.shape[1]), distance == "squared_l2"
     labels = labels.contiguous()
     _center_gaps[rows, chunks](
         means, labels, centers, squares, gaps, channels, len(centers), *means.stride(), *centers.stride(),
         SQUARED=squared, **sizes,
     )  # fmt: skip
+    if reduction == "none":
+        per_row = squares.sum(1) if squared else squares.sum(1).sqrt()
+        return per_row.to(means.dtype), (labels != IGNORED_LABEL).sum(), gaps, squares
     total_losses[1,](
         None, None, squares, labels, None, None, loss, count, rows, 1, 1, chunks, 0,
-        SQUARED=squared, MEAN=mean, **total_sizes(chunks),
+        SQUARED=squared, MEAN=reduction == "mean", **total_sizes(chunks),
     )  # fmt: skip
     return loss, count, gaps, squares
 
 
 def _outputs(
-    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance, mean: bool
+    means: Tensor, labels: Tensor, centers: Tensor, distance: Distance, reduction: Reduction
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gaps = means.new_empty(means.shape, dtype=accumulation_dtype(means.dtype))
     squares = gaps.new_empty(means.shape[0], channel_chunks(means.shape[1])[0])
-    return means.new_empty(()), labels.new_empty((), dtype=torch.int64), gaps, squares
+    loss = means.new_empty(labels.shape if reduction == "none" else ())
+    return loss, labels.new_empty((), dtype=torch.int64), gaps, squares
 
 
 def mean_gradients(
@@ -216,20 +221,21 @@ def mean_gradients(
     mean: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Launch the backward: gradient [N, D] of the means from that of the loss."""
+    """Launch the backward: gradient [N, D] of the means from that of the loss, a scalar or [N]."""
     rows, channels = gaps.shape
+    gradient = gradient.expand(rows)
     chunks, sizes = channel_chunks(channels)
     squared = distance == "squared_l2"
     if runs_triton(gaps) and gaps.numel():
         out = torch.empty(rows, channels, dtype=dtype, device=gaps.device)
         _center_backward[rows, chunks](
-            gradient, count, gaps, labels.contiguous(), squares, out, channels, classes, chunks,
+            gradient, count, gaps, labels.contiguous(), squares, out, channels, classes, chunks, *gradient.stride(),
             SQUARED=squared, MEAN=mean, BLOCK_C=chunk_block(chunks), **sizes,
         )  # fmt: skip
         return out
     gradient = gradient / count.clamp(min=1) if mean else gradient
     directions = 2 * gaps if squared else gaps / squares.sum(1, keepdim=True).sqrt()
-    return torch.where(within(labels, classes)[:, None], gradient * directions, 0.0).to(dtype)
+    return torch.where(within(labels, classes)[:, None], gradient[:, None] * directions, 0.0).to(dtype)
 
 
 def _center_gradients(
@@ -251,7 +257,7 @@ def _center_gradients(
 
 
 _op = define_op(
-    "center_loss(Tensor means, Tensor labels, Tensor centers, str distance, bool mean)"
+    "center_loss(Tensor means, Tensor labels, Tensor centers, str distance, str reduction)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _outputs,
@@ -277,14 +283,14 @@ backward_to_centers = define_op(
 class _CenterLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, means: Tensor, labels: Tensor, centers: Tensor, distance: Distance, mean: bool
+        ctx: Any, means: Tensor, labels: Tensor, centers: Tensor, distance: Distance, reduction: Reduction
     ) -> tuple[Tensor, Tensor]:
-        loss, count, gaps, squares = _op(means, labels, centers, distance, mean)
+        loss, count, gaps, squares = _op(means, labels, centers, distance, reduction)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(count)
         # Not the centers: they may have moved when backward comes.
         ctx.save_for_backward(count, gaps, labels, squares)
-        ctx.settings, ctx.dtypes = (len(centers), distance, mean), (means.dtype, centers.dtype)
+        ctx.settings, ctx.dtypes = (len(centers), distance, reduction == "mean"), (means.dtype, centers.dtype)
         return loss, count
 
     @staticmethod
@@ -314,11 +320,11 @@ def center_loss(
         labels: [N] integer class of each row; one outside 0…Y−1 makes the loss NaN.
         centers: [Y, D]; takes a gradient only if it requires one (centers trained by back-propagation, section 4.3).
         distance: ``squared_l2`` (Eq. 5) or ``l2`` (the released choice).
-        reduction: ``mean`` over the classes (0 without a class), or ``sum``.
+        reduction: ``mean`` over the classes (0 without a class), ``sum``, or ``none``: [N], one loss a row.
         ignore_index: label of rows that do not count.
 
     Returns:
-        Scalar loss in the dtype of `means`, differentiable, and the int64 scalar count of classes.
+        The loss in the dtype of `means`, differentiable, and the int64 scalar count of classes.
 
     Raises:
         ValueError: distance, reduction, shapes, dtypes or devices that do not fit.
@@ -332,5 +338,5 @@ def center_loss(
     check_distance(distance, reduction)
     labels = mask_ignored(labels, ignore_index)
     check_labels(labels, len(centers))
-    loss, count = _CenterLoss.apply(means, labels, centers, distance, reduction == "mean")
+    loss, count = _CenterLoss.apply(means, labels, centers, distance, reduction)
     return loss, count

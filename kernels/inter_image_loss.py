@@ -17,7 +17,7 @@ from ._add_columns import add_columns_
 from ._common import (
     IGNORED_LABEL,
     Distance,
-    Reduction,
+    TotalReduction,
     accumulation_dtype,
     check_device,
     check_distance,
@@ -82,7 +82,7 @@ def inter_image_loss_reference(
     slots: Slots | None = None,
     groups: Tensor | None = None,
     distance: Distance = "squared_l2",
-    reduction: Reduction = "mean",
+    reduction: TotalReduction = "mean",
     ignore_index: int = IGNORED_LABEL,
 ) -> InterImageOutput:
     """Plain PyTorch specification of `inter_image_loss`, of one rank."""
@@ -362,7 +362,7 @@ def inter_image_loss(
     slots: Slots | None = None,
     groups: Tensor | None = None,
     distance: Distance = "squared_l2",
-    reduction: Reduction = "mean",
+    reduction: TotalReduction = "mean",
     ignore_index: int = IGNORED_LABEL,
     exchange: Exchange | None = None,
 ) -> InterImageOutput:
@@ -394,7 +394,7 @@ def inter_image_loss(
     check_tensor("centers", centers, 2)
     check_same("means.shape[1]", features.shape[1], "centers.shape[1]", centers.shape[1])
     check_device(features=features, indices=indices, labels=labels, groups=groups, centers=centers)
-    check_distance(distance, reduction)
+    check_distance(distance, reduction, TotalReduction)
     labels = mask_ignored(labels, ignore_index)
     check_indices(indices, features.shape[2] * features.shape[3])
     check_labels(labels, len(centers))

@@ -25,6 +25,7 @@ from ._common import (
     first_true,
     mask_ignored,
     measure,
+    reduce_terms,
     same_class,
 )
 from ._ops import define_op
@@ -66,8 +67,8 @@ def pair_consistency_loss_reference(
     v = values.to(accumulation_dtype(values.dtype))
     difference = torch.where(paired[:, None, None], v - v[first_true(partners)], 0.0)
     per_pair = measure(difference, distance).mean(1)
-    total, count = torch.where(paired, per_pair, 0.0).sum(), paired.sum()
-    return total / count.clamp(min=1) if reduction == "mean" else total, count
+    count = paired.sum()
+    return reduce_terms(torch.where(paired, per_pair, 0.0), count, reduction), count
 
 
 @triton.jit
@@ -142,14 +143,16 @@ def pair_gradient(
 
 @triton.jit
 def _pair_backward(
-    p_grad, p_count, p_values, p_partners, p_squares, p_out, k, channels, chunks, s_image, s_seed, s_channel, s_rows,
+    p_grad, p_count, p_values, p_partners, p_squares, p_out,
+    k, channels, chunks, s_grad, s_image, s_seed, s_channel, s_rows,
     SQUARED: tl.constexpr, MEAN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One program an image and chunk of channels."""
+    """One program an image and chunk of channels; the gradient of a pair's loss is at the image that leads it."""
     i_image = tl.program_id(0)
     o_channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     partner = tl.load(p_partners + i_image)
-    scale = tl.load(p_grad) / k
+    leader = tl.where(partner >= 0, tl.minimum(i_image, partner), i_image)
+    scale = tl.load(p_grad + leader.to(tl.int64) * s_grad) / k
     if MEAN:
         scale /= tl.maximum(tl.load(p_count), 1).to(tl.float32)
     for start in range(0, k, BLOCK_K):
@@ -202,25 +205,28 @@ def pair_rows(values: Tensor, labels: Tensor, groups: Tensor | None, distance: D
 
 
 def _forward(
-    values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance, mean: bool
+    values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance, reduction: Reduction
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the forward: loss, count, partners int32 [N], and squares [N, T·chunks] with the count of pairs behind."""
     images, k, channels = values.shape
     if not (runs_triton(values) and values.numel()):
-        loss, count = pair_consistency_loss_reference(values, labels, groups, distance, "mean" if mean else "sum")
+        loss, count = pair_consistency_loss_reference(values, labels, groups, distance, reduction)
         partners, rows = pair_rows(values, labels, groups, distance)
         return loss, count, partners, rows[:, channels : channels + _squares(values, distance) + 1].clone()
     squared, (chunks, sizes) = distance == "squared_l2", channel_chunks(channels)
-    loss, count, partners, squares = _outputs(values, labels, groups, distance, mean)
+    loss, count, partners, squares = _outputs(values, labels, groups, distance, reduction)
     pairs, width = squares[:, -1], squares.shape[1]
     write_pair_rows[images, chunks](
         values, None, labels.contiguous(), None if groups is None else groups.contiguous(), None, None, squares, pairs,
         None, None, partners, images, k, channels, k, 1, values.stride(0), values.stride(2), values.stride(1), 0,
         width, 0, SQUARED=squared, BLOCK_N=label_block(images), BLOCK_K=seed_block(k), **sizes,
     )  # fmt: skip
+    if reduction == "none":
+        per_term = squares[:, :-1].unflatten(1, (terms_of(k, distance), chunks)).sum(2)
+        return (per_term if squared else per_term.sqrt()).sum(1) / k, pairs.sum().long(), partners, squares
     total_losses[1,](
         squares, pairs, None, None, loss, count, None, None, images, k, terms_of(k, distance), chunks, width,
-        SQUARED=squared, MEAN=mean, **total_sizes(chunks),
+        SQUARED=squared, MEAN=reduction == "mean", **total_sizes(chunks),
     )  # fmt: skip
     return loss, count, partners, squares
 
@@ -230,9 +236,9 @@ def _squares(values: Tensor, distance: Distance) -> int:
 
 
 def _outputs(
-    values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance, mean: bool
+    values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance, reduction: Reduction
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss = values.new_empty((), dtype=accumulation_dtype(values.dtype))
+    loss = values.new_empty(labels.shape if reduction == "none" else (), dtype=accumulation_dtype(values.dtype))
     squares = loss.new_empty(values.shape[0], _squares(values, distance) + 1)
     return loss, labels.new_empty((), dtype=torch.int64), labels.new_empty(labels.shape[0], dtype=torch.int32), squares
 
@@ -246,27 +252,30 @@ def value_gradients(
     distance: Distance,
     mean: bool,
 ) -> Tensor:
-    """Launch the backward: gradient of `values` from that of the loss."""
+    """Launch the backward: gradient of `values` from that of the loss, a scalar or [N]."""
     images, k, channels = values.shape
+    gradient = gradient.expand(images)
     chunks, sizes = channel_chunks(channels)
     if runs_triton(values) and values.numel():
         out = torch.empty(values.shape, dtype=values.dtype, device=values.device)
         _pair_backward[images, chunks](
-            gradient, count, values, partners, squares, out, k, channels, chunks, *values.stride(), squares.stride(0),
+            gradient, count, values, partners, squares, out,
+            k, channels, chunks, *gradient.stride(), *values.stride(), squares.stride(0),
             SQUARED=distance == "squared_l2", MEAN=mean, BLOCK_K=seed_block(k), BLOCK_C=chunk_block(chunks), **sizes,
         )  # fmt: skip
         return out
     gradient = gradient / count.clamp(min=1) if mean else gradient
     apart = _apart(values, partners, distance)
     direction = 2 * apart
+    leaders = torch.minimum(partners, torch.arange(images, device=partners.device)).clamp(min=0)
     if distance == "l2":
-        leaders = torch.minimum(partners, torch.arange(images, device=partners.device)).clamp(min=0)
         direction = apart / squares[leaders, : k * chunks].unflatten(1, (k, chunks)).sum(2, keepdim=True).sqrt()
-    return torch.where((partners >= 0)[:, None, None], gradient / k * direction, 0.0).to(values.dtype)
+    to_each = (gradient[leaders] / k)[:, None, None] * direction
+    return torch.where((partners >= 0)[:, None, None], to_each, 0.0).to(values.dtype)
 
 
 _op = define_op(
-    "pair_consistency_loss(Tensor values, Tensor labels, Tensor? groups, str distance, bool mean)"
+    "pair_consistency_loss(Tensor values, Tensor labels, Tensor? groups, str distance, str reduction)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _outputs,
@@ -282,13 +291,13 @@ _op_backward = define_op(
 class _PairConsistencyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance, mean: bool
+        ctx: Any, values: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance, reduction: Reduction
     ) -> tuple[Tensor, Tensor]:
-        loss, count, partners, squares = _op(values, labels, groups, distance, mean)
+        loss, count, partners, squares = _op(values, labels, groups, distance, reduction)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(count)
         ctx.save_for_backward(count, values, partners, squares)
-        ctx.settings = distance, mean
+        ctx.settings = distance, reduction == "mean"
         return loss, count
 
     @staticmethod
@@ -317,11 +326,12 @@ def pair_consistency_loss(
         labels: [N] integer classes.
         groups: [N] integer; images of different groups never pair (a class-paired batch gives its slot numbers).
         distance: ``squared_l2`` (Eq. 1) or ``l2`` (the released choice).
-        reduction: ``mean`` over the pairs (0 without a pair), or ``sum``, to be divided by the count of all ranks.
+        reduction: ``mean`` over the pairs (0 without a pair), ``sum``, or ``none``: [N], the loss of each pair at its
+            first image, 0 at all others.
         ignore_index: label of images that have no pair.
 
     Returns:
-        Scalar loss in fp32 (fp64 for fp64 input), differentiable in `values`, and the int64 scalar count of pairs.
+        The loss in fp32 (fp64 for fp64 input), differentiable in `values`, and the int64 scalar count of pairs.
 
     Raises:
         ValueError: distance, reduction, shapes, dtypes or devices that do not fit.
@@ -335,5 +345,5 @@ def pair_consistency_loss(
     check_device(values=values, labels=labels, groups=groups)
     check_distance(distance, reduction)
     labels = mask_ignored(labels, ignore_index)
-    loss, count = _PairConsistencyLoss.apply(values, labels, groups, distance, reduction == "mean")
+    loss, count = _PairConsistencyLoss.apply(values, labels, groups, distance, reduction)
     return loss, count

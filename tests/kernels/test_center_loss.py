@@ -42,10 +42,17 @@ def test_gradient_is_the_derivative_in_means_and_centers(distance: Any) -> None:
     means = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     centers = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([4, -100, 0, 2])
-    for reduction in ("mean", "sum"):
+    for reduction in ("none", "mean", "sum"):
         assert torch.autograd.gradcheck(
             lambda m, c, r=reduction: center_loss(m, labels, c, distance, r)[0], (means, centers)
         )
+
+
+def test_without_reduction_each_class_has_its_loss() -> None:
+    means, centers = torch.tensor([[1.0, 2.0], [8.0, 8.0], [0.0, 3.0]]), torch.zeros(2, 2)
+    loss, count = center_loss(means, torch.tensor([1, -100, 0]), centers, reduction="none")
+    assert loss.tolist() == [5, 0, 9]
+    assert count.item() == 2
 
 
 def test_worked_gradient() -> None:

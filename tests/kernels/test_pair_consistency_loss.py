@@ -11,7 +11,7 @@ from i2c_fast.kernels import pair_consistency_loss
 from . import oracles
 
 DISTANCES = ["squared_l2", "l2"]
-REDUCTIONS = ["mean", "sum"]
+REDUCTIONS = ["none", "mean", "sum"]
 
 
 def pair_count(labels: list[int], groups: list[int] | None = None) -> int:
@@ -90,6 +90,13 @@ def test_groups_choose_the_partner() -> None:
     assert (
         pair_consistency_loss(values, labels, torch.tensor([0, 1, 0, 1]), reduction="sum")[0].item() == 1 + 9
     )  # (0, 1), (10, 13)
+
+
+def test_without_reduction_the_first_image_of_a_pair_has_its_loss() -> None:
+    values = torch.tensor([0.0, 10.0, 1.0, 7.0, 13.0]).view(5, 1, 1)
+    loss, count = pair_consistency_loss(values, torch.tensor([0, 1, 0, -100, 1]), reduction="none")
+    assert loss.tolist() == [1, 9, 0, 0, 0]
+    assert count.item() == 2
 
 
 def test_ignored_images_pair_with_nothing() -> None:

@@ -49,21 +49,22 @@ def op_calls(distance: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Every op with arguments, those of a backward taken from its forward."""
     features, values, centers = torch.randn(6, 4, 2, 3), torch.randn(6, 2, 4), torch.randn(5, 4)
     one = torch.tensor(1.5)
-    for mean in (True, False):
-        pair = (values, LABELS, torch.arange(6) // 3, distance, mean)
+    for reduction in ("none", "mean", "sum"):
+        pair = (values, LABELS, torch.arange(6) // 3, distance, reduction)
         yield "pair_consistency_loss", pair
-        _, pairs, partners, squares = forward_of("pair_consistency_loss", *pair)
-        yield "pair_consistency_loss_backward", (one, pairs, values, partners, squares, distance, mean)
+        loss, pairs, partners, squares = forward_of("pair_consistency_loss", *pair)
+        yield "pair_consistency_loss_backward", (loss, pairs, values, partners, squares, distance, reduction == "mean")
 
     yield "class_means", (values, LABELS)
     means, labels, counts = forward_of("class_means", values, LABELS)
     yield "class_means_backward", (means, LABELS, labels, counts, 2, torch.bfloat16)
 
-    center = (means, labels, centers, distance, True)
-    yield "center_loss", center
-    _, count, gaps, squares = forward_of("center_loss", *center)
-    for backward in ("center_loss_backward", "center_loss_backward_to_centers"):
-        yield backward, (one, count, gaps, labels, squares, 5, distance, True, torch.float32)
+    for reduction in ("none", "mean"):
+        center = (means, labels, centers, distance, reduction)
+        yield "center_loss", center
+        loss, count, gaps, squares = forward_of("center_loss", *center)
+        for backward in ("center_loss_backward", "center_loss_backward_to_centers"):
+            yield backward, (loss, count, gaps, labels, squares, 5, distance, reduction == "mean", torch.float32)
 
     # The bits of a negative label among fp32 are a NaN, which opcheck finds unequal to itself.
     yield "inter_image_rows", (features, INDICES, LABELS.clamp(min=0), None, distance)

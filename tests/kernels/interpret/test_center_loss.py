@@ -26,10 +26,10 @@ def _poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(function: Any, means: Tensor, labels: Tensor, centers: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    """Loss, gradients of means and centers for a gradient of −1.5, and the count."""
+    """Loss, gradients of means and centers for gradients from −1.5 to 1, and the count."""
     leaves = [tensor.detach().requires_grad_() for tensor in (means, centers)]
     total, count = function(leaves[0], labels, leaves[1], *options)
-    gradient = torch.tensor(-1.5, dtype=total.dtype)
+    gradient = torch.linspace(-1.5, 1, total.numel(), dtype=total.dtype).reshape(total.shape)
     return total.detach(), *torch.autograd.grad(total, leaves, gradient), count
 
 
@@ -94,7 +94,7 @@ def test_ignored_rows_may_hold_anything(distance: Any) -> None:
 @given(
     labels=st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=1, max_size=6),
     distance=st.sampled_from(DISTANCES),
-    reduction=st.sampled_from(["mean", "sum"]),
+    reduction=st.sampled_from(["none", "mean", "sum"]),
 )
 @settings(max_examples=25)
 def test_any_rows(labels: list[int], distance: Any, reduction: Any) -> None:

@@ -26,10 +26,10 @@ def _poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(function: Any, values: Tensor, labels: Tensor, groups: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
-    """Loss, gradient of the values for a gradient of −1.5, and the count."""
+    """Loss, gradient of the values for gradients from −1.5 to 1, and the count."""
     values = values.detach().requires_grad_()
     total, count = function(values, labels, groups, *options)
-    gradient = torch.tensor(-1.5, dtype=total.dtype)
+    gradient = torch.linspace(-1.5, 1, total.numel(), dtype=total.dtype).reshape(total.shape)
     return total.detach(), torch.autograd.grad(total, values, gradient)[0], count
 
 
@@ -117,7 +117,7 @@ def test_two_runs_give_the_same_bits() -> None:
     grouped=st.booleans(),
     seeds=st.integers(1, 5),
     distance=st.sampled_from(DISTANCES),
-    reduction=st.sampled_from(["mean", "sum"]),
+    reduction=st.sampled_from(["none", "mean", "sum"]),
 )
 @settings(max_examples=25)
 def test_any_batch(labels: list[int], grouped: bool, seeds: int, distance: Any, reduction: Any) -> None:
