@@ -1,0 +1,74 @@
+"""Training from files, through the loader that the configuration names: how long a step waits for its images.
+
+All providers get the same loader here: this asks whether images come in time. Loaders against each other are
+``benchmarks/loader.py``.
+"""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from i2c_fast.training.run import open_split
+
+from .ours import config_of, real_batches
+from .providers import PROVIDERS
+from .setting import Setting
+
+Row = dict[str, Any]
+WARMUP = 5
+
+
+def run_files(
+    setting: Setting, chosen: tuple[str, ...], device: torch.device, root: str, steps: int, overrides: tuple[str, ...]
+) -> list[Row]:
+    """One row a provider, measured one after the other: images/s (None without a GPU), and the fraction of the time
+    that the trainer waits for a batch.
+
+    Raises:
+        UserError: the data set or an override does not fit.
+    """
+    config = config_of(setting, device, "i2c", f"data.root={root}", *overrides)
+    index = open_split(config.data, "train")
+    setting = replace(setting, classes=max(len(index.classes), setting.images // 2))
+    rows = []
+    for name in chosen:
+        trainer = PROVIDERS[name](setting, device)
+        trainer.set_flags()
+        waited, began = 0.0, 0.0
+        batches = real_batches(config, index, WARMUP + steps)
+        for number in range(WARMUP + steps):
+            if number == WARMUP:
+                waited, began = 0.0, _now(device)
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            trainer.step(trainer.prepare(batch.to(device)))
+        seconds = _now(device) - began
+        rows.append({
+            **setting.facts(), "data": root, "provider": name, "status": "ok", "loader": describe_loader(config),
+            "waiting": waited / seconds,
+            "images_per_s": steps * setting.images / seconds if device.type == "cuda" else None,
+        })  # fmt: skip
+    return rows
+
+
+def describe_loader(config: Any) -> str:
+    return f"opencv, {config.data.workers} processes"
+
+
+def loader_rate(path: Path) -> float | None:
+    """Images/s of the fastest loader in a results file of ``benchmarks/loader.py``; None without one."""
+    if not path.exists():
+        return None
+    rows = json.loads(path.read_text())["rows"]
+    return max((row["images_per_s"] for row in rows if row.get("images_per_s")), default=None)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
