@@ -30,8 +30,9 @@ from rich.console import Console  # noqa: E402
 
 from benchmarks.floors import ceilings  # noqa: E402
 from benchmarks.steps.bars import describe, judge  # noqa: E402
-from benchmarks.steps.files import loader_rate, run_files  # noqa: E402
+from benchmarks.steps.files import run_files  # noqa: E402
 from benchmarks.steps.host import host_table, measure_host  # noqa: E402
+from benchmarks.steps.loader_results import loader_rate  # noqa: E402
 from benchmarks.steps.providers import PROVIDERS  # noqa: E402
 from benchmarks.steps.run import run_case  # noqa: E402
 from benchmarks.steps.setting import Setting  # noqa: E402
@@ -127,7 +128,7 @@ def main(
                 rows = _dated(rows, machine, now)
                 taken = {key_of(row) for row in rows}
                 report["rows"] = [row for row in report["rows"] if key_of(row) not in taken] + rows
-                report["bars"] = judge(report["rows"], loader_rate(output.with_name(f"loader_{gpu}.json")))
+                report["bars"] = judge(report["rows"], loader_rate(_read(output.with_name(f"loader_{gpu}.json"))))
                 write_json(output, report)
                 for row in rows:
                     if row["status"] != "ok":
@@ -141,6 +142,10 @@ def main(
         console.print(plot(report, picture))
     if any(row["status"].startswith(("failed", "wrong")) for row in report["rows"]):
         sys.exit(1)
+
+
+def _read(path: Path) -> Row | None:
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _dated(rows: list[Row], machine: dict[str, Any], now: str) -> list[Row]:

@@ -24,8 +24,6 @@ Build = Callable[[Setting, torch.device], Trainer]
 # ‖got − reference‖ / ‖reference‖ over all parameters together. The two differ by rounding and by the order of sums,
 # which BatchNorm over few pixels magnifies; a forgotten term has an error of .5 and more.
 BOUNDS = {"fp32": 2e-3, "tf32": 2e-2, "fp16": 5e-2, "bf16": 5e-2}
-# A compiled trainer would have to be compiled again without dropout: its loss is compared, which differs by the draws.
-LOSS_BOUND = 0.05
 
 
 def check_setting(setting: Setting, device: torch.device) -> Setting:
@@ -82,16 +80,3 @@ def _reference(trainer: Trainer, batch: TrainBatch, setting: Setting, indices: T
 
 def _joined(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().float().flatten() for tensor in tensors])
-
-
-@torch.no_grad()
-def loss_error(trainer: Trainer, batch: TrainBatch) -> float:
-    """Relative difference of a step's cross-entropy from that of a forward with another draw of dropout."""
-    trainer.set_flags()
-    model = trainer.model
-    with trainer.autocast():
-        logits = model.head.logits(model.head(model.body(model.normalize(batch.images))))
-        expected = functional.cross_entropy(logits.float(), batch.labels)
-    with torch.enable_grad():
-        got = trainer.ce(trainer.step(batch))
-    return objective.relative_error(got, expected)

@@ -4,10 +4,8 @@ All providers get the same loader here: this asks whether images come in time. L
 ``benchmarks/loader.py``.
 """
 
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +23,11 @@ WARMUP = 5
 def run_files(
     setting: Setting, chosen: tuple[str, ...], device: torch.device, root: str, steps: int, overrides: tuple[str, ...]
 ) -> list[Row]:
-    """One row a provider, measured one after the other: images/s (None without a GPU), and the fraction of the time
-    that the trainer waits for a batch.
+    """One row a provider, measured one after the other.
+
+    ``waiting`` is the fraction of the time that the host spends waiting for batches; a GPU may be busy meanwhile.
+    ``lost`` is the fraction by which as many steps on a batch that is there already are shorter. ``images_per_s`` is
+    None without a GPU.
 
     Raises:
         UserError: the data set or an override does not fit.
@@ -48,9 +49,13 @@ def run_files(
             waited += time.perf_counter() - asked
             trainer.step(trainer.prepare(batch.to(device)))
         seconds = _now(device) - began
+        began, held = _now(device), trainer.prepare(batch.to(device))
+        for _ in range(steps):
+            trainer.step(held)
+        without_loader = _now(device) - began
         rows.append({
             **setting.facts(), "data": root, "provider": name, "status": "ok", "loader": describe_loader(config),
-            "waiting": waited / seconds,
+            "waiting": waited / seconds, "lost": max(0.0, 1 - without_loader / seconds),
             "images_per_s": steps * setting.images / seconds if device.type == "cuda" else None,
         })  # fmt: skip
     return rows
@@ -58,14 +63,6 @@ def run_files(
 
 def describe_loader(config: Any) -> str:
     return f"opencv, {config.data.workers} processes"
-
-
-def loader_rate(path: Path) -> float | None:
-    """Images/s of the fastest loader in a results file of ``benchmarks/loader.py``; None without one."""
-    if not path.exists():
-        return None
-    rows = json.loads(path.read_text())["rows"]
-    return max((row["images_per_s"] for row in rows if row.get("images_per_s")), default=None)
 
 
 def _now(device: torch.device) -> float:

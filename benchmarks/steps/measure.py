@@ -50,8 +50,8 @@ def host_seconds(call: Call, repeats: int = 7) -> float:
     return statistics.median(taken)
 
 
-def busy_seconds(call: Call, steps: int = 3) -> float:
-    """Sum of the durations of all kernels and copies of a step, replayed graphs included."""
+def busy(call: Call, steps: int = 3) -> tuple[float, float]:
+    """Sum of the durations, in seconds, and number of all kernels and copies of a step, replayed graphs included."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -60,8 +60,12 @@ def busy_seconds(call: Call, steps: int = 3) -> float:
         for _ in range(steps):
             call()
         torch.cuda.synchronize()
-    on_gpu = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
-    return sum(event.time_range.elapsed_us() for event in on_gpu) / 1e6 / steps
+    # Ranges that code names for the profiler appear beside the kernels in them.
+    kernels = [
+        event for event in profiler.events()
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+    ]  # fmt: skip
+    return sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / steps, len(kernels) / steps
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -62,7 +62,7 @@ def ours(setting: Setting, device: torch.device, method: str, *overrides: str) -
         options = {"centers": trained.criterion.centers, "seeds": partial(_seeds, trained, runtime)}
     return Trainer(
         step, model, train_step.optimizer, [*trained.parameters(), *trained.buffers()], _sites(train_step),
-        lambda values: values[train_step.terms.index("ce")], autocast=runtime.autocast, **options,
+        autocast=runtime.autocast, **options,
     )  # fmt: skip
 
 

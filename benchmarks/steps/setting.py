@@ -49,16 +49,14 @@ class Site(NamedTuple):
 class Trainer:
     """A trainer that is ready to be timed.
 
-    `step` trains on one batch, and `ce` finds the cross-entropy, a scalar on the device, in what it returns. `prepare`
-    makes the batch what the trainer's own loader would deliver, and is not timed.
+    `step` trains on one batch. `prepare` makes the batch what the trainer's own loader would deliver, and is not timed.
     """
 
-    step: Callable[[TrainBatch], Tensor]
+    step: Callable[[TrainBatch], object]
     model: Localizer
     optimizer: torch.optim.Optimizer
     changes: list[Tensor]  # all that a step changes, but for the optimizer's own state
     sites: list[Site] = field(default_factory=list)
-    ce: Callable[[Tensor], Tensor] = lambda returned: returned
     prepare: Callable[[TrainBatch], TrainBatch] = lambda batch: batch
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     convolutions_tf32: bool = True

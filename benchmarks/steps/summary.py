@@ -21,15 +21,15 @@ def _table(title: str, headings: tuple[str, ...]) -> Table:
 def table(title: str, rows: list[Row]) -> Table:
     """One line a provider; without a GPU times are ratios."""
     headings = (
-        "provider", "error", "ms (middle half)", "images/s", "MFU", "host ms", "peak GB", "I²C µs", "I²C of step",
-        "waits", "of the first"
+        "provider", "gradient error", "ms (middle half)", "images/s", "MFU", "host ms", "peak GB", "I²C µs",
+        "I²C of step", "waits", "of the first"
     )  # fmt: skip
     out = _table(title, headings)
     for row in rows:
         if row["status"] != "ok":
             out.add_row(row["provider"], row["status"].partition(":")[0])
             continue
-        i2c, cells = row["i2c"], [row["provider"], f"{row['error']:.1e} {row['checked']}"]
+        i2c, cells = row["i2c"], [row["provider"], f"{row['error']:.1e}"]
         fraction = f"{i2c['fraction']['median']:.2%}" if i2c else ""
         ratio = f"{row['ratio']['median']:.2f}" if row["ratio"] else ""
         if row["step_ms"] is None:
@@ -55,13 +55,13 @@ def shares_table(rows: list[Row]) -> Table:
 
 def files_table(title: str, rows: list[Row]) -> Table:
     """Training from files."""
-    out = _table(title, ("provider", "loader", "waits for images", "images/s"))
+    out = _table(title, ("provider", "loader", "host waits", "lost to loading", "images/s"))
     for row in rows:
         if row["status"] != "ok":
             out.add_row(row["provider"], row["status"].partition(":")[0])
         else:
             rate = NOT_MEASURED if row["images_per_s"] is None else f"{row['images_per_s']:.0f}"
-            out.add_row(row["provider"], row["loader"], f"{row['waiting']:.1%}", rate)
+            out.add_row(row["provider"], row["loader"], f"{row['waiting']:.1%}", f"{row['lost']:.1%}", rate)
     return out
 
 
