@@ -42,12 +42,15 @@ class Predictor:
     Args:
         state: from `load_checkpoint`. device: as ``run.device``.
         threshold: gray level 0…254 of the boxes; None takes the one training's final evaluation stored.
+        ema: see `restore_predictor`.
 
     Raises:
-        UserError: no threshold stored and none given, or a device that does not exist.
+        UserError: no threshold stored and none given, a device that does not exist, or an EMA that was not kept.
     """
 
-    def __init__(self, state: dict[str, Any], device: str = "auto", threshold: int | None = None) -> None:
+    def __init__(
+        self, state: dict[str, Any], device: str = "auto", threshold: int | None = None, ema: bool | None = None
+    ) -> None:
         self.config: Config = build_config(state["config"], "the checkpoint")
         self.classes: list[str] = state["classes"]
         self.runtime: Runtime = open_runtime(device, self.config.run.precision)
@@ -60,7 +63,7 @@ class Predictor:
             )
         self.threshold: int = threshold
         self.protocol = PaperProtocol()
-        self.model = self.runtime.move(restore_predictor(state)).eval()
+        self.model = self.runtime.move(restore_predictor(state, ema)).eval()
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image], labels: Sequence[int] | None = None) -> list[Localization]:
@@ -86,9 +89,11 @@ class Predictor:
         return found
 
 
-def open_predictor(checkpoint: Path, device: str = "auto", threshold: int | None = None) -> Predictor:
+def open_predictor(
+    checkpoint: Path, device: str = "auto", threshold: int | None = None, ema: bool | None = None
+) -> Predictor:
     """Predictor of a checkpoint file or of a run folder's newest checkpoint."""
-    return Predictor(load_checkpoint(checkpoint), device, threshold)
+    return Predictor(load_checkpoint(checkpoint), device, threshold, ema)
 
 
 def write_predictions(
