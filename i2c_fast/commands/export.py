@@ -37,7 +37,6 @@ from torch.export import Dim, ExportedProgram
 
 from .. import __version__
 from ..config import build_config
-from ..data import RESIZE
 from ..errors import UserError
 from ..evaluation import PaperProtocol
 from ..files import write_bytes
@@ -124,7 +123,7 @@ def export_checkpoint(checkpoint: Path, output: Path) -> Export:
         "classes": json.dumps(state["classes"]),
         "image_size": str(config.data.image_size),
         "backbone": config.model.backbone,
-        "resize": RESIZE,
+        "resize": config.data.resize,
         "i2c_fast": __version__,
     }
     if threshold is not None:
