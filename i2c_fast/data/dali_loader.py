@@ -86,8 +86,8 @@ class Pipelines:
         while True:
             pending = chain([earlier.position for earlier in under_way], pending)
             under_way.clear()
-            pipeline = self._pipeline(self._feed(pending, under_way, request), self.batch_size)
             try:
+                pipeline = self._pipeline(self._feed(pending, under_way, request), self.batch_size)
                 while True:
                     # On a GPU the consumer's stream waits for the images, the host does not.
                     *squares, sizes, ends = pipeline.run(*self._stream())
@@ -132,7 +132,11 @@ class Pipelines:
     def _culprits(self, under_way: Iterable[Request], error: RuntimeError) -> dict[int, str]:
         """Images of the first request that has any that cannot be read, and why."""
         for request in under_way:
-            found = self._reasons(request.images, self._read) or self._reasons(request.images, self._probe)
+            found = self._reasons(request.images, self._read)
+            if not found:
+                found = self._reasons(request.images, self._probe)
+                if len(found) == len(set(request.images)):  # it is not the images that DALI fails at
+                    found = {}
             if found:
                 return found
         raise UserError(
