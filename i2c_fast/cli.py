@@ -163,7 +163,8 @@ def predict(
     """Localize the objects in IMAGES (files or folders) with CHECKPOINT; writes boxes.json and overlays."""
     from .commands.predict import open_predictor, write_predictions
 
-    count = write_predictions(open_predictor(checkpoint, device, threshold, ema), images, output, boxes, console)
+    predictor = open_predictor(checkpoint, device, threshold, ema, console.print)
+    count = write_predictions(predictor, images, output, boxes, console)
     console.print(f"{count} images → {output / 'boxes.json'} and {output / 'overlays'}", highlight=False)
 
 
@@ -262,16 +263,20 @@ def env() -> None:
         click.echo(f"{name:24} {value}")
 
 
-@main.command()
+@main.command(cls=KeysCommand)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", "-o", type=PATH, help="Folder [default: runs/demo, or the next free].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the generated set and run.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Processor threads [default: torch's choice].")
-def demo(output: Path | None, seed: int, threads: int) -> None:
-    """Generate images, train plain and I²C from one start, compare them: the whole path in minutes on a CPU."""
+def demo(overrides: tuple[str, ...], output: Path | None, seed: int, threads: int) -> None:
+    """Generate images, train plain and I²C from one start, compare them: the whole path in minutes on a CPU.
+
+    KEY=VALUE changes what both train by, such as run.precision=bf16.
+    """
     from .commands.demo import run_demo
     from .commands.tables import print_centered_box, print_differences, print_scores
 
-    results = run_demo(output, seed, threads, console)
+    results = run_demo(output, seed, threads, console, overrides)
     print_scores(console, results["errors"])
     print_differences(console, "I²C minus plain", results["i2c_minus_plain"])
     print_centered_box(console, results["centered_box_gt_known_error"])

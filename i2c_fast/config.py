@@ -62,7 +62,17 @@ class DataConfig:
     max_unreadable: Annotated[int, Field(ge=0, description="unreadable training images before the run stops")] = 100
     image_size: Annotated[int, Field(ge=32, description="S: side of training crops and test images, pixels")] = 224
     short_side: Annotated[int, Field(ge=32, description="shorter side before the training crop, pixels")] = 256
-    workers: Annotated[int, Field(ge=0, description="loader processes; 0 loads in the training process")] = 4
+    resize: Annotated[
+        Literal["linear", "antialias"], Field(description="bilinear of four pixels, or averaging where images shrink")
+    ] = "linear"
+    loader: Annotated[
+        Literal["auto", "opencv", "dali"], Field(description="auto: dali where the model is on a GPU and DALI is there")
+    ] = "auto"
+    workers: Annotated[int, Field(ge=0, description="loader processes, 0: none; of dali threads, 0: one")] = 4
+    prefetch: Annotated[int, Field(ge=1, description="batches made ahead, by each process or by dali's pipeline")] = 2
+    hw_decoder_load: Annotated[
+        Number, Field(ge=0, le=1, description="share of JPEGs that dali gives to a GPU's hardware decoder")
+    ] = 0.65
 
 
 @dataclass

@@ -37,7 +37,6 @@ from torch.export import Dim, ExportedProgram
 
 from .. import __version__
 from ..config import build_config
-from ..data import RESIZE
 from ..errors import UserError
 from ..evaluation import PaperProtocol
 from ..files import write_bytes
@@ -125,7 +124,7 @@ def export_checkpoint(checkpoint: Path, output: Path, ema: bool | None = None) -
         "classes": json.dumps(state["classes"]),
         "image_size": str(config.data.image_size),
         "backbone": config.model.backbone,
-        "resize": RESIZE,
+        "resize": config.data.resize,
         "i2c_fast": __version__,
     }
     if threshold is not None:

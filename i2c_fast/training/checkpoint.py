@@ -13,7 +13,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..config import build_config
-from ..data import RESIZE
 from ..errors import UserError
 from ..files import write_bytes
 from ..models import Localizer, build_localizer
@@ -39,7 +38,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 0) -> None:
         UserError: it cannot be written; earlier checkpoints are untouched.
     """
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "resize": RESIZE, **state}, buffer)
+    torch.save({"format": FORMAT, **state}, buffer)
     write_bytes(path, buffer.getbuffer())
     if keep:
         for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
@@ -61,7 +60,7 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] | None = None) -> di
         warn: told, in a line, of each newer one that was passed over.
 
     Raises:
-        UserError: no such file, no checkpoint of ours, or one written with another way of resizing.
+        UserError: no such file, or no checkpoint of ours.
     """
     if not os.path.isdir(path):  # Path.is_dir raises for names too long
         return _load_file(path)
@@ -124,9 +123,4 @@ def _load_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable i2c-fast checkpoint: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not an i2c-fast checkpoint of format {FORMAT}")
-    if state["resize"] != RESIZE:
-        raise UserError(
-            f"{path} was trained on images resized by {state['resize']}, this version resizes by {RESIZE}; "
-            "scores would not compare"
-        )
     return state

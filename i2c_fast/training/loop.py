@@ -18,6 +18,7 @@ from ..models import Localizer
 from ..runtime import Runtime, seed_all
 from .checkpoint import checkpoint_path, save_checkpoint
 from .ema import EMA
+from .loading import loading_of
 from .logs import Meter, RunLog
 from .optimizer import learning_rate, set_learning_rate
 from .scoring import score_split
@@ -88,9 +89,10 @@ class Trainer:
         end = self.timeline.end_of_stage(stage)
         # One loader for the rest of the stage: its processes go on with the next epoch while this one is evaluated.
         batches = train_loader(
-            TrainBatches(self.train_index, sampler, data.image_size, data.short_side),
+            TrainBatches(self.train_index, sampler, data.image_size, data.short_side, data.resize),
             (self.timeline.position(step)[1:3] for step in range(self.step, end)),
             data.workers,
+            loading_of(data, self.runtime.device),
         )
         while self.step < end:
             self._train_epoch(batches, log, stop)

@@ -17,6 +17,7 @@ from ..files import write_bytes, write_json
 from ..models import Localizer, build_localizer, load_imagenet_weights
 from ..runtime import open_runtime, seed_all
 from .checkpoint import checkpoints_of, load_checkpoint, restore_predictor, save_weights
+from .loading import checkpoint_config, settle_loader
 from .loop import Trainer
 from .scoring import score_split
 
@@ -25,6 +26,7 @@ FREE_ON_RESUME = (
     "run.device", "run.threads", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.max_skipped",
     "run.compile", "run.cuda_graph", "optim.impl",
     "data.root", "data.layout", "data.metadata", "data.workers", "data.max_unreadable",
+    "data.loader", "data.prefetch", "data.hw_decoder_load",  # see `settle_loader`
     "model.weights", "model.init",
     "eval.every", "eval.batch", "eval.protocol", "eval.threshold_step", "eval.ten_crop", "eval.ema",
 )  # fmt: skip
@@ -65,7 +67,7 @@ def start_run(config: Config, run: Path, console: Console, resume: Resume = "nev
         f"{len(trainer.train_index.classes)} classes",
         highlight=False,
     )
-    write_bytes(run / "config.toml", as_toml(config).encode())
+    write_bytes(run / "config.toml", as_toml(trainer.config).encode())
     write_json(run / "environment.json", environment())
     if trainer.step:
         console.print(f"continuing after step {trainer.step} of {trainer.timeline.steps}", highlight=False)
@@ -82,6 +84,8 @@ def start_run(config: Config, run: Path, console: Console, resume: Resume = "nev
 def build_trainer(config: Config, run: Path, console: Console, state: dict[str, Any] | None = None) -> Trainer:
     """Data, model and trainer of a configuration, continued from `state` if one is given."""
     runtime = open_runtime(config.run.device, config.run.precision, config.run.deterministic, config.run.threads)
+    began_with = build_config(state["config"], "the run's checkpoint") if state is not None else None
+    config = settle_loader(config, runtime.device, lambda text: console.print(text, highlight=False), began_with)
     train, val = open_split(config.data, "train"), open_split(config.data, "val")
     seed_all(config.run.seed)
     model = build_localizer(config.model.backbone, len(train.classes), config.model.head_width)
@@ -143,8 +147,13 @@ def score_checkpoint(
             boxes.
     """
     state = load_checkpoint(checkpoint)
-    config = build_config(state["config"], "the checkpoint", overrides)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False)
+
+    config = checkpoint_config(state, overrides, say)
     runtime = open_runtime(config.run.device, config.run.precision, config.run.deterministic, config.run.threads)
+    config = settle_loader(config, runtime.device, say)
     index = open_split(config.data, split)
     _check_model(state, config)
     _check_classes(state, index)

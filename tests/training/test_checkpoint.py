@@ -88,12 +88,6 @@ def test_foreign_files_and_folders_are_one_line(tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
-def test_another_way_of_resizing_is_refused(tmp_path: Path) -> None:
-    torch.save({"format": FORMAT, "resize": "pil_bicubic"}, tmp_path / "old.pt")
-    with pytest.raises(UserError, match="pil_bicubic"):
-        load_checkpoint(tmp_path / "old.pt")
-
-
 def test_weights_are_also_written_as_safetensors(tmp_path: Path) -> None:
     weights = {"a": torch.randn(3, 4), "b": torch.randn(4, 3).t()}
     save_weights(tmp_path / "weights.safetensors", weights, {"backbone": "resnet18"})
