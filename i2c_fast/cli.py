@@ -16,6 +16,7 @@ from .errors import UserError, printable
 # No markup: names of files and images are printed, and are text.
 console = Console(soft_wrap=True, markup=False, emoji=False)
 PATH, SPLITS = click.Path(path_type=Path), click.Choice(["test", "val", "train"])
+EMA = click.option("--ema/--no-ema", default=None, help="Take the EMA of the weights [default: if the run scored it].")
 
 
 class Commands(click.Group):
@@ -149,13 +150,21 @@ def score(maps: Path, metadata: Path, output: Path | None, **options: Any) -> No
 @click.option("--threshold", type=click.IntRange(0, 254), help="Gray level of the boxes [default: the checkpoint's].")
 @click.option("--boxes", type=PATH, help="A data set's folder; its boxes are drawn red.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@EMA
 def predict(
-    checkpoint: Path, images: tuple[Path, ...], output: Path, threshold: int | None, boxes: Path | None, device: str
+    checkpoint: Path,
+    images: tuple[Path, ...],
+    output: Path,
+    threshold: int | None,
+    boxes: Path | None,
+    device: str,
+    ema: bool | None,
 ) -> None:
     """Localize the objects in IMAGES (files or folders) with CHECKPOINT; writes boxes.json and overlays."""
     from .commands.predict import open_predictor, write_predictions
 
-    count = write_predictions(open_predictor(checkpoint, device, threshold), images, output, boxes, console)
+    predictor = open_predictor(checkpoint, device, threshold, ema, console.print)
+    count = write_predictions(predictor, images, output, boxes, console)
     console.print(f"{count} images → {output / 'boxes.json'} and {output / 'overlays'}", highlight=False)
 
 
@@ -196,7 +205,8 @@ class ExportCommand(click.Command):
 @main.command(cls=ExportCommand)
 @click.argument("checkpoint", type=PATH)
 @click.option("--output", "-o", type=PATH, required=True, help="File to write: .onnx or .pt2.")
-def export(checkpoint: Path, output: Path) -> None:
+@EMA
+def export(checkpoint: Path, output: Path, ema: bool | None) -> None:
     """Write CHECKPOINT's model (a file, or a run folder's newest) as ONNX or as a torch.export program.
 
     It takes uint8 RGB images [N, 3, S, S] of the checkpoint's image size, normalizes them, and gives `logits` [N, Y]
@@ -204,7 +214,7 @@ def export(checkpoint: Path, output: Path) -> None:
     """
     from .commands.export import export_checkpoint
 
-    found = export_checkpoint(checkpoint, output)
+    found = export_checkpoint(checkpoint, output, ema)
     threshold = "no threshold of the paper protocol" if found.threshold is None else f"threshold {found.threshold}"
     console.print(
         f"{output}: {found.size / 1e6:.1f} MB, {threshold}; largest difference from the checkpoint's model, relative "
@@ -253,16 +263,20 @@ def env() -> None:
         click.echo(f"{name:24} {value}")
 
 
-@main.command()
+@main.command(cls=KeysCommand)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", "-o", type=PATH, help="Folder [default: runs/demo, or the next free].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the generated set and run.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Processor threads [default: torch's choice].")
-def demo(output: Path | None, seed: int, threads: int) -> None:
-    """Generate images, train plain and I²C from one start, compare them: the whole path in minutes on a CPU."""
+def demo(overrides: tuple[str, ...], output: Path | None, seed: int, threads: int) -> None:
+    """Generate images, train plain and I²C from one start, compare them: the whole path in minutes on a CPU.
+
+    KEY=VALUE changes what both train by, such as run.precision=bf16.
+    """
     from .commands.demo import run_demo
     from .commands.tables import print_centered_box, print_differences, print_scores
 
-    results = run_demo(output, seed, threads, console)
+    results = run_demo(output, seed, threads, console, overrides)
     print_scores(console, results["errors"])
     print_differences(console, "I²C minus plain", results["i2c_minus_plain"])
     print_centered_box(console, results["centered_box_gt_known_error"])

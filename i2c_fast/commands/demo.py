@@ -1,5 +1,6 @@
 """The demo: generate images, train plain and I²C for equal steps from one start, compare them on new images."""
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ..data import ImageIndex, read_image
 from ..data.generated import write_generated
 from ..data.images import Image
 from ..environment import environment
+from ..errors import UserError
 from ..evaluation import PaperProtocol, Scores, centered_box_error, paired_differences, require_empty
 from ..files import write_json
 from ..report import contact_sheet, draw_overlay, save_picture
@@ -23,19 +25,41 @@ PICTURES = 8  # on the contact sheet
 NOTICE = "Generated images: they show that the method runs end to end and prove nothing about the paper."
 
 
-def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> dict[str, Any]:
+# Keys that the demo sets itself, and what to give instead.
+OWN_KEYS = {
+    "data.root": "its images are generated",
+    "run.seed": "give --seed",
+    "run.threads": "give --threads",
+    "model.init": "both branches start from its stage 0",
+    "stage0.epochs": "both branches start from its stage 0",
+    "stage1.method": "it compares cam with i2c",
+    "stage1.epochs": "stage 0 is trained without it, and both branches for equally many steps",
+}
+
+
+def run_demo(
+    output: Path | None, seed: int, threads: int, console: Console, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Run the demo in the folder `output` (default: runs/demo, or the next that is free).
 
     Both branches start from the weights of one stage 0 and see the same batches for equally many steps. Test images
     come from a seed that trained nothing.
+
+    Args:
+        overrides: ``key=value`` that change the recipe for both branches, but for `OWN_KEYS`.
 
     Returns:
         What ``results.json`` holds (errors of both, their differences with 95 % intervals, the environment), and the
         folder.
 
     Raises:
-        UserError: `output` is a file, or a folder that is not empty.
+        UserError: an override that does not fit, or `output` is a file, or a folder that is not empty.
     """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in OWN_KEYS:
+            raise UserError(f"{override!r}: the demo sets {key} itself ({OWN_KEYS[key]})")
+    _config(*overrides)  # refused before anything is written
     folder = output or free_folder(Path("runs/demo"))
     require_empty(folder, "--output")
     console.print(NOTICE, highlight=False)
@@ -43,7 +67,7 @@ def run_demo(output: Path | None, seed: int, threads: int, console: Console) -> 
     write_generated(train_root, seed=2 * seed, classes=CLASSES, train_images=TRAIN_IMAGES, val_images=10)
     write_generated(test_root, seed=2 * seed + 1, classes=CLASSES, train_images=1, val_images=TEST_IMAGES)
 
-    common = [f"data.root={train_root}", f"run.seed={seed}", f"run.threads={threads}"]
+    common = [*overrides, f"data.root={train_root}", f"run.seed={seed}", f"run.threads={threads}"]
     start_run(_config(*common, "stage1.epochs=0"), folder / "stage0", console)
     start = f"model.init={checkpoints_of(folder / 'stage0')[-1]}"
     branches = {"plain": "stage1.method=cam", "i2c": "stage1.method=i2c"}
@@ -86,11 +110,11 @@ def _config(*overrides: str) -> Config:
 def _pictures(predictors: dict[str, Predictor], index: ImageIndex) -> Image:
     """The label's map and box of the same test images by each predictor, a row for each."""
     chosen = range(PICTURES)
-    images = [read_image(index.file(i)) for i in chosen]
+    files = [index.file(i) for i in chosen]
     labels = [int(index.labels[i]) for i in chosen]
-    rows = [[draw_overlay(images[i], gt_boxes=index.boxes[i], side=150) for i in chosen]]
+    rows = [[draw_overlay(read_image(files[i]), gt_boxes=index.boxes[i], side=150) for i in chosen]]
     for predictor in predictors.values():
-        found = zip(chosen, predictor(images, labels), strict=True)
+        found = zip(chosen, predictor.files(files, labels), strict=True)
         rows.append([draw_overlay(one.image, one.gray, one.box, index.boxes[i], side=150) for i, one in found])
     names = ["ground-truth boxes (red)", *(f"{name}: label's map, predicted box (green)" for name in predictors)]
     return contact_sheet(rows, names, NOTICE)

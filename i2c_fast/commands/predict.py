@@ -1,6 +1,6 @@
 """Localize objects in new images with a trained checkpoint."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 
-from ..config import Config, build_config
-from ..data import read_image, read_split, resize
+from ..config import Config
+from ..data import EvalBatches, UnlabeledFiles, eval_loader, read_image, read_split, resize
+from ..data.batches import stack
 from ..data.images import Image
 from ..data.index import IMAGE_SUFFIXES
-from ..data.loader import stack
 from ..errors import UserError
 from ..evaluation import PaperProtocol
 from ..evaluation.boxes import Gray
@@ -22,6 +23,7 @@ from ..files import write_json
 from ..report import draw_overlay, save_picture
 from ..runtime import Runtime, open_runtime
 from ..training import load_checkpoint, restore_predictor, stored_threshold
+from ..training.loading import checkpoint_config, loading_of, settle_loader
 from ..training.logs import Meter
 
 
@@ -42,15 +44,25 @@ class Predictor:
     Args:
         state: from `load_checkpoint`. device: as ``run.device``.
         threshold: gray level 0…254 of the boxes; None takes the one training's final evaluation stored.
+        ema: see `restore_predictor`.
+        say: told, in a line, where another loader than the run's takes over.
 
     Raises:
-        UserError: no threshold stored and none given, or a device that does not exist.
+        UserError: no threshold stored and none given, a device that does not exist, or an EMA that was not kept.
     """
 
-    def __init__(self, state: dict[str, Any], device: str = "auto", threshold: int | None = None) -> None:
-        self.config: Config = build_config(state["config"], "the checkpoint")
+    def __init__(
+        self,
+        state: dict[str, Any],
+        device: str = "auto",
+        threshold: int | None = None,
+        ema: bool | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        config = checkpoint_config(state, (), say)
         self.classes: list[str] = state["classes"]
-        self.runtime: Runtime = open_runtime(device, self.config.run.precision)
+        self.runtime: Runtime = open_runtime(device, config.run.precision)
+        self.config: Config = settle_loader(config, self.runtime.device, say)
         if threshold is None:
             threshold = stored_threshold(state)
         if threshold is None:
@@ -60,9 +72,8 @@ class Predictor:
             )
         self.threshold: int = threshold
         self.protocol = PaperProtocol()
-        self.model = self.runtime.move(restore_predictor(state)).eval()
+        self.model = self.runtime.move(restore_predictor(state, ema)).eval()
 
-    @torch.inference_mode()
     def __call__(self, images: Sequence[Image], labels: Sequence[int] | None = None) -> list[Localization]:
         """Localize a few images of any sizes.
 
@@ -70,8 +81,26 @@ class Predictor:
             images: uint8 RGB [H, W, 3] each.
             labels: classes to localize; by default each image's first prediction.
         """
-        side = self.config.data.image_size
-        batch = stack([resize(image, side, side) for image in images]).to(self.runtime.device)
+        side, flavor = self.config.data.image_size, self.config.data.resize
+        return self._localize(stack([resize(image, side, side, flavor) for image in images]), images, labels)
+
+    def files(self, files: Sequence[Path], labels: Sequence[int] | None = None) -> Iterator[Localization]:
+        """Localize image files one by one; the model sees them as the run's loader makes them.
+
+        Raises:
+            UserError: a file that is no image.
+        """
+        data = self.config.data
+        batches = EvalBatches(UnlabeledFiles(tuple(files)), data.image_size, 1, flavor=data.resize)
+        for batch in eval_loader(batches, 0, loading_of(data, self.runtime.device)):
+            (number,) = batch.indices.tolist()
+            chosen = None if labels is None else [labels[number]]
+            yield from self._localize(batch.images, [read_image(files[number])], chosen)
+
+    @torch.inference_mode()
+    def _localize(self, inputs: Tensor, images: Sequence[Image], labels: Sequence[int] | None) -> list[Localization]:
+        """What the model says of `inputs` [N, 3, S, S], which show `images`."""
+        batch = inputs.to(self.runtime.device)
         with self.runtime.autocast():
             logits, maps = self.model.class_maps(batch)
         probabilities = logits.float().softmax(1)
@@ -86,9 +115,15 @@ class Predictor:
         return found
 
 
-def open_predictor(checkpoint: Path, device: str = "auto", threshold: int | None = None) -> Predictor:
+def open_predictor(
+    checkpoint: Path,
+    device: str = "auto",
+    threshold: int | None = None,
+    ema: bool | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Predictor:
     """Predictor of a checkpoint file or of a run folder's newest checkpoint."""
-    return Predictor(load_checkpoint(checkpoint), device, threshold)
+    return Predictor(load_checkpoint(checkpoint), device, threshold, ema, say)
 
 
 def write_predictions(
@@ -112,8 +147,7 @@ def write_predictions(
         gt_boxes = {index.file(i).resolve(): boxes for i, boxes in enumerate(index.boxes)}
     records = []
     with Meter(console, "predicting", len(files)) as meter:
-        for number, file in enumerate(files):
-            (found,) = predictor([read_image(file)])
+        for number, (file, found) in enumerate(zip(files, predictor.files(files), strict=True)):
             boxes = gt_boxes.get(file.resolve())
             # Names of different folders may be equal; the running number keeps their pictures apart.
             overlay = Path("overlays") / f"{number:05d}_{file.stem}.png"

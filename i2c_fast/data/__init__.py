@@ -2,8 +2,9 @@
 
 # ruff: noqa: F401 (what is imported here is what the package offers)
 
-from .images import RESIZE, UnreadableImageError, read_image, resize
+from .batches import EvalBatch, EvalBatches, TrainBatch, TrainBatches, UnlabeledFiles
+from .images import Flavor, UnreadableImageError, read_image, resize
 from .index import ImageIndex
 from .layouts import Split, read_split, recognize
-from .loader import EvalBatch, EvalBatches, TrainBatch, TrainBatches, eval_loader, train_loader
+from .loader import BY_OPENCV, Loading, check_loader, choose_loader, dali_problem, eval_loader, train_loader
 from .sampler import SAMPLERS, BatchPlan, ClassPairedSampler, Sampler

@@ -1,11 +1,13 @@
 """Pixels: decode, resize, crop.
 
-Images are decoded and resized by OpenCV without antialiasing, for training and for testing alike (`RESIZE` names the
-flavor in checkpoints: models notice when it changes). They travel as uint8, and the model normalizes them.
+Images are resized in one of two flavors of bilinear interpolation, the same for training and for testing, because
+models notice when it changes: ``linear`` reads the four nearest pixels however far the image shrinks (OpenCV's),
+``antialias`` averages all that shrink into one (Pillow's). They travel as uint8, and the model normalizes them.
 """
 
 import os
 from pathlib import Path
+from typing import Literal
 
 # OpenCV refuses larger images before it decodes them, as Pillow does: no photograph has half a gigabyte of pixels.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178956970")
@@ -13,10 +15,11 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178956970")
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from ..errors import UserError
 
-RESIZE = "opencv_linear"
+Flavor = Literal["linear", "antialias"]  # of resizing
 
 Image = NDArray[np.uint8]
 
@@ -80,10 +83,19 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def train_crop(image: Image, short_side: int, size: int, offset: NDArray[np.float64], flip: bool) -> Image:
+def looks_whole(beginning: bytes, end: bytes) -> bool:
+    """Whether a file's first 6 and last 2 bytes show already that `read_image` does not refuse its format or end."""
+    return beginning.startswith(_BEGINNINGS) and (end == _END_OF_IMAGE or not beginning.startswith(_BEGINNINGS[0]))
+
+
+def train_crop(
+    image: Image, short_side: int, size: int, offset: NDArray[np.float64], flip: bool, flavor: Flavor = "linear"
+) -> Image:
     """Resize the shorter side to `short_side`, cut a square of `size` pixels, perhaps mirror it.
 
-    Of an image longer than `MAX_ASPECT` times its shorter side, only that length around the offset is resized.
+    Of an image longer than `MAX_ASPECT` times its shorter side, only that length around the offset is resized. Sizes
+    and places are computed in float64 and rounded down (sizes after adding a half), here and in the graph of the DALI
+    loader, which cuts the same pixels.
 
     Args:
         image: uint8 [H, W, 3].
@@ -94,23 +106,26 @@ def train_crop(image: Image, short_side: int, size: int, offset: NDArray[np.floa
     Returns:
         uint8 [size, size, 3].
     """
-    height, width = image.shape[:2]
-    longest = MAX_ASPECT * min(height, width)
-    if width > longest:
-        image = image[:, (start := int(offset[0] * (width - longest + 1))) : start + longest]
-    if height > longest:
-        image = image[(start := int(offset[1] * (height - longest + 1))) : start + longest]
-    height, width = image.shape[:2]
+    height, width = (min(length, MAX_ASPECT * min(image.shape[:2])) for length in image.shape[:2])
+    left = int(offset[0] * (image.shape[1] - width + 1))
+    top = int(offset[1] * (image.shape[0] - height + 1))
     scale = short_side / min(height, width)
-    resized = resize(image, max(size, round(width * scale)), max(size, round(height * scale)))
+    resized = resize(
+        image[top : top + height, left : left + width],
+        max(size, int(width * scale + 0.5)),
+        max(size, int(height * scale + 0.5)),
+        flavor,
+    )
     x = int(offset[0] * (resized.shape[1] - size + 1))
     y = int(offset[1] * (resized.shape[0] - size + 1))
     cut = resized[y : y + size, x : x + size]
     return cut[:, ::-1] if flip else cut
 
 
-def resize(image: Image, width: int, height: int) -> Image:
-    """Bilinear without antialiasing, uint8 [H, W, 3] → [height, width, 3]; the test image is such a square."""
+def resize(image: Image, width: int, height: int, flavor: Flavor = "linear") -> Image:
+    """Bilinear, uint8 [H, W, 3] → [height, width, 3]; the test image is such a square."""
     if image.shape[:2] == (height, width):
         return image
+    if flavor == "antialias":
+        return np.asarray(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BILINEAR))
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..data import EvalBatches, ImageIndex, eval_loader
+from ..data import BY_OPENCV, EvalBatches, Flavor, ImageIndex, Loading, eval_loader
 from ..models import Localizer
 from ..runtime import Runtime
 from .metric import LocalizationMetric
@@ -27,6 +27,8 @@ def evaluate(
     batch_size: int,
     workers: int,
     ten_crop: bool = False,
+    resize: Flavor = "linear",
+    loading: Loading = BY_OPENCV,
     observe: BatchObserver = lambda images, maps, scores: None,
 ) -> Scores:
     """Score a model on a split.
@@ -35,18 +37,19 @@ def evaluate(
         model: on the runtime's device; anything with two of `Localizer`'s calls will do, ``model(images)`` → logits and
             ``model.class_maps(images, classes)`` → logits and maps. Its training mode is restored afterwards.
         index: the split. runtime: device and precision. protocol: how maps become verdicts.
-        image_size: side of the square test image, aspect not kept. batch_size, workers: of the loader.
+        image_size: side of the square test image, aspect not kept. batch_size, workers, loading: of the loader.
         ten_crop: class scores from ten crops (see `ten_crop_scores`); maps stay those of the whole image.
+        resize: the flavor the model was trained with.
         observe: sees what was computed of each batch, see `BatchObserver`.
     """
     # Ten crops are cut from an image 8/7 as large, as 224 is cut from 256.
-    batches = EvalBatches(index, image_size, batch_size, round(image_size * 8 / 7) if ten_crop else 0)
+    batches = EvalBatches(index, image_size, batch_size, round(image_size * 8 / 7) if ten_crop else 0, resize)
     modes = [(module, module.training) for module in model.modules()]  # some may be frozen in evaluation mode
     model.eval()
     metric = LocalizationMetric(protocol, threads=max(1, workers), check=False)
     try:
         with torch.inference_mode():
-            for batch in eval_loader(batches, workers):
+            for batch in eval_loader(batches, workers, loading):
                 labels = batch.labels.to(runtime.device)
                 with runtime.autocast():
                     logits, maps = model.class_maps(batch.images.to(runtime.device, non_blocking=True), labels)

@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import Config, build_config
-from ..data import RESIZE
+from ..config import build_config
 from ..errors import UserError
 from ..files import write_bytes
-from ..methods import METHODS, Method
 from ..models import Localizer, build_localizer
+from .stage import build_method
 
-FORMAT = 2
+FORMAT = 3
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -39,7 +38,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep: int = 0) -> None:
         UserError: it cannot be written; earlier checkpoints are untouched.
     """
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "resize": RESIZE, **state}, buffer)
+    torch.save({"format": FORMAT, **state}, buffer)
     write_bytes(path, buffer.getbuffer())
     if keep:
         for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
@@ -61,7 +60,7 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] | None = None) -> di
         warn: told, in a line, of each newer one that was passed over.
 
     Raises:
-        UserError: no such file, no checkpoint of ours, or one written with another way of resizing.
+        UserError: no such file, or no checkpoint of ours.
     """
     if not os.path.isdir(path):  # Path.is_dir raises for names too long
         return _load_file(path)
@@ -79,16 +78,21 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] | None = None) -> di
     raise AssertionError("the loop returns or raises")
 
 
-def build_method(config: Config, stage: str, model: Localizer) -> Method:
-    """The method of a stage over a model."""
-    return METHODS[config.stages[stage].method](model, config.options_of(stage), config.run.seed)
+def restore_predictor(state: dict[str, Any], ema: bool | None = None) -> Localizer:
+    """What a checkpoint's method evaluates and exports, on the CPU; see `Method.predictor`.
 
+    Args:
+        ema: with the EMA of its weights, or those of the last step; None: what the run scored (``eval.ema``).
 
-def restore_predictor(state: dict[str, Any]) -> Localizer:
-    """What a checkpoint's method evaluates and exports, on the CPU; see `Method.predictor`."""
+    Raises:
+        UserError: the run kept no EMA.
+    """
     config = build_config(state["config"], "the checkpoint")
+    ema = config.eval.ema if ema is None else ema
+    if ema and state["ema"] is None:
+        raise UserError("the run kept no EMA of its weights (optim.ema_decay is 0); take the weights themselves")
     model = build_localizer(config.model.backbone, len(state["classes"]), config.model.head_width)
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["ema"]["weights"] if ema else state["model"])
     return build_method(config, state["stage"], model).load_own_state(state["method"]).predictor
 
 
@@ -119,9 +123,4 @@ def _load_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable i2c-fast checkpoint: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not an i2c-fast checkpoint of format {FORMAT}")
-    if state["resize"] != RESIZE:
-        raise UserError(
-            f"{path} was trained on images resized by {state['resize']}, this version resizes by {RESIZE}; "
-            "scores would not compare"
-        )
     return state

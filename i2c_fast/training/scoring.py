@@ -8,6 +8,7 @@ from ..data import ImageIndex
 from ..evaluation import BatchObserver, Scores, evaluate, named_protocol
 from ..models import Localizer
 from ..runtime import Runtime
+from .loading import loading_of
 from .logs import Meter
 
 
@@ -35,5 +36,7 @@ def score_split(
             batch_size=config.eval.batch,
             workers=config.data.workers,
             ten_crop=config.eval.ten_crop,
+            resize=config.data.resize,
+            loading=loading_of(config.data, runtime.device),
             observe=advance,
         )

@@ -163,7 +163,7 @@ def test_facts_lie_in_the_file(suffix: str, exported: dict[str, Path]) -> None:
     } == {
         "image_size": "64",
         "backbone": "resnet18",
-        "resize": "opencv_linear",
+        "resize": "linear",
         "i2c_fast": __version__,
         "protocol": "paper",
         "threshold": "100",

@@ -23,9 +23,9 @@ from i2c_fast.data import (
     resize,
     train_loader,
 )
+from i2c_fast.data.batches import stack
 from i2c_fast.data.generated import write_generated
 from i2c_fast.data.images import train_crop
-from i2c_fast.data.loader import stack
 from i2c_fast.errors import UserError
 
 SIZE, SHORT = 40, 44
