@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from i2c_fast.training.loading import settle_loader
 from i2c_fast.training.run import open_split
 
 from .ours import config_of, real_batches
@@ -33,6 +34,8 @@ def run_files(
         UserError: the data set or an override does not fit.
     """
     config = config_of(setting, device, "i2c", f"data.root={root}", *overrides)
+    config = settle_loader(config, device, print)
+    loader = f"{config.data.loader}, {config.data.workers} {'threads' if config.data.loader == 'dali' else 'processes'}"
     index = open_split(config.data, "train")
     setting = replace(setting, classes=max(len(index.classes), setting.images // 2))
     rows = []
@@ -40,7 +43,7 @@ def run_files(
         trainer = PROVIDERS[name](setting, device)
         trainer.set_flags()
         waited, began = 0.0, 0.0
-        batches = real_batches(config, index, WARMUP + steps)
+        batches = real_batches(config, index, device, WARMUP + steps)
         for number in range(WARMUP + steps):
             if number == WARMUP:
                 waited, began = 0.0, _now(device)
@@ -54,15 +57,11 @@ def run_files(
             trainer.step(held)
         without_loader = _now(device) - began
         rows.append({
-            **setting.facts(), "data": root, "provider": name, "status": "ok", "loader": describe_loader(config),
+            **setting.facts(), "data": root, "provider": name, "status": "ok", "loader": loader,
             "waiting": waited / seconds, "lost": max(0.0, 1 - without_loader / seconds),
             "images_per_s": steps * setting.images / seconds if device.type == "cuda" else None,
         })  # fmt: skip
     return rows
-
-
-def describe_loader(config: Any) -> str:
-    return f"opencv, {config.data.workers} processes"
 
 
 def _now(device: torch.device) -> float:

@@ -13,9 +13,10 @@ from i2c_fast.kernels import sample_pixels
 from i2c_fast.methods.i2c import I2C
 from i2c_fast.models import Localizer
 from i2c_fast.runtime import Runtime, open_runtime, seed_all
-from i2c_fast.training.checkpoint import build_method
-from i2c_fast.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from i2c_fast.training.step import TrainStep
+from i2c_fast.training import TrainStep
+from i2c_fast.training.loading import loading_of
+from i2c_fast.training.optimizer import learning_rate, set_learning_rate
+from i2c_fast.training.stage import open_step
 
 from .setting import LEARNING_RATE, MOMENTUM, Setting, Site, Trainer, build_model
 
@@ -36,17 +37,13 @@ def config_of(setting: Setting, device: torch.device, method: str, *overrides: s
     ))  # fmt: skip
 
 
-def open_step(config: Config, stage: str, model: Localizer, runtime: Runtime) -> TrainStep:
-    method = build_method(config, stage, model).to(runtime.device).train()
-    return TrainStep(method, build_optimizer(method, config.optim), runtime)
-
-
 def ours(setting: Setting, device: torch.device, method: str, *overrides: str) -> Trainer:
     config = config_of(setting, device, method, *overrides)
     run = config.run
     runtime = open_runtime(run.device, run.precision, run.deterministic, run.threads)
     model = build_model(setting, device)
     train_step = open_step(config, STAGE, runtime.move(model), runtime)
+    train_step.method.train()
     number = 0
 
     def step(batch: TrainBatch) -> Tensor:
@@ -80,7 +77,7 @@ def _sites(step: TrainStep) -> list[Site]:
     sites = [
         Site(method.model, "forward", "forward"),
         Site(Tensor, "backward", "backward"),
-        Site(step, "_not_finite", "guard"),
+        Site(step, "_guard", "guard"),
         Site(step.optimizer, "zero_grad", "optimizer"),
         Site(step.optimizer, "step", "optimizer"),
     ]
@@ -91,9 +88,10 @@ def _sites(step: TrainStep) -> list[Site]:
     return sites
 
 
-def real_batches(config: Config, index: ImageIndex, steps: int) -> Iterator[TrainBatch]:
+def real_batches(config: Config, index: ImageIndex, device: torch.device, steps: int) -> Iterator[TrainBatch]:
     """The first batches of a run of the configuration, from the loader that it names."""
     sampler = SAMPLERS["class_paired"](index.labels, config.batch.classes, config.batch.images, config.run.seed)
     positions = (divmod(step, sampler.steps_per_epoch) for step in range(steps))
-    batches = TrainBatches(index, sampler, config.data.image_size, config.data.short_side)
-    return train_loader(batches, positions, config.data.workers)
+    data = config.data
+    batches = TrainBatches(index, sampler, data.image_size, data.short_side, data.resize)
+    return train_loader(batches, positions, data.workers, loading_of(data, device))
