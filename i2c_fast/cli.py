@@ -16,6 +16,7 @@ from .errors import UserError, printable
 # No markup: names of files and images are printed, and are text.
 console = Console(soft_wrap=True, markup=False, emoji=False)
 PATH, SPLITS = click.Path(path_type=Path), click.Choice(["test", "val", "train"])
+EMA = click.option("--ema/--no-ema", default=None, help="Take the EMA of the weights [default: if the run scored it].")
 
 
 class Commands(click.Group):
@@ -149,13 +150,20 @@ def score(maps: Path, metadata: Path, output: Path | None, **options: Any) -> No
 @click.option("--threshold", type=click.IntRange(0, 254), help="Gray level of the boxes [default: the checkpoint's].")
 @click.option("--boxes", type=PATH, help="A data set's folder; its boxes are drawn red.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@EMA
 def predict(
-    checkpoint: Path, images: tuple[Path, ...], output: Path, threshold: int | None, boxes: Path | None, device: str
+    checkpoint: Path,
+    images: tuple[Path, ...],
+    output: Path,
+    threshold: int | None,
+    boxes: Path | None,
+    device: str,
+    ema: bool | None,
 ) -> None:
     """Localize the objects in IMAGES (files or folders) with CHECKPOINT; writes boxes.json and overlays."""
     from .commands.predict import open_predictor, write_predictions
 
-    predictor = open_predictor(checkpoint, device, threshold, console.print)
+    predictor = open_predictor(checkpoint, device, threshold, ema, console.print)
     count = write_predictions(predictor, images, output, boxes, console)
     console.print(f"{count} images → {output / 'boxes.json'} and {output / 'overlays'}", highlight=False)
 
@@ -197,7 +205,8 @@ class ExportCommand(click.Command):
 @main.command(cls=ExportCommand)
 @click.argument("checkpoint", type=PATH)
 @click.option("--output", "-o", type=PATH, required=True, help="File to write: .onnx or .pt2.")
-def export(checkpoint: Path, output: Path) -> None:
+@EMA
+def export(checkpoint: Path, output: Path, ema: bool | None) -> None:
     """Write CHECKPOINT's model (a file, or a run folder's newest) as ONNX or as a torch.export program.
 
     It takes uint8 RGB images [N, 3, S, S] of the checkpoint's image size, normalizes them, and gives `logits` [N, Y]
@@ -205,7 +214,7 @@ def export(checkpoint: Path, output: Path) -> None:
     """
     from .commands.export import export_checkpoint
 
-    found = export_checkpoint(checkpoint, output)
+    found = export_checkpoint(checkpoint, output, ema)
     threshold = "no threshold of the paper protocol" if found.threshold is None else f"threshold {found.threshold}"
     console.print(
         f"{output}: {found.size / 1e6:.1f} MB, {threshold}; largest difference from the checkpoint's model, relative "

@@ -30,8 +30,18 @@ class RunConfig:
     seed: Annotated[int, Field(ge=0, description="of everything random: batches, crops, dropout, seed pixels")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
     precision: Annotated[
-        Literal["fp32", "bf16"], Field(description="of the model's forward and backward; losses and weights are fp32")
-    ] = "fp32"
+        Literal["auto", "bf16", "fp16", "tf32", "fp32"],
+        Field(
+            description="of the model's forward and backward; losses and weights are fp32. auto: bf16 on a GPU that "
+            "has it, fp16 on others, fp32 on a processor"
+        ),
+    ] = "auto"
+    compile: Annotated[bool, Field(description="torch.compile the model for training; the first steps take longer")] = (
+        False
+    )
+    cuda_graph: Annotated[
+        bool, Field(description="replay whole steps as a CUDA graph: for batches that leave a GPU waiting for its host")
+    ] = False
     deterministic: Annotated[bool, Field(description="bit-equal repeats on one machine, at some cost in speed")] = False
     threads: Annotated[int, Field(ge=0, description="processor threads of torch; 0: torch's own choice")] = 0
     checkpoint_every: Annotated[
@@ -88,6 +98,10 @@ class BatchConfig:
         Literal["auto", PlanName],
         Field(description="class_paired: slots of one class; plain: each image once an epoch; auto: the method's own"),
     ] = "auto"
+    micro_batches: Annotated[
+        int,
+        Field(ge=1, description="parts of a batch whose gradients a step adds up, where memory is short"),
+    ] = 1
 
 
 @dataclass
@@ -107,12 +121,20 @@ class StageConfig:
 
 @dataclass
 class OptimConfig:
+    impl: Annotated[
+        Literal["auto", "torch", "apex"],
+        Field(description="whose fused SGD; auto: torch's"),
+    ] = "auto"
     momentum: Annotated[Number, Field(ge=0, lt=1, description="of SGD")] = 0.9
     nesterov: Annotated[bool, Field(description="Nesterov's momentum")] = True
     weight_decay: Annotated[Number, Field(ge=0, description="on every model parameter, biases included")] = 5e-4
     body_bias_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of body biases")] = 2.0
     head_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of head weights")] = 10.0
     head_bias_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of head biases")] = 20.0
+    clip_norm: Annotated[Number, Field(ge=0, description="largest norm of all gradients together; 0: any")] = 0.0
+    ema_decay: Annotated[
+        Number, Field(ge=0, lt=1, description="of a moving average (EMA) of the weights kept beside them; 0: none")
+    ] = 0.0
 
 
 @dataclass
@@ -125,6 +147,7 @@ class EvalConfig:
     threshold_step: Annotated[
         int, Field(ge=1, le=255, description="gray levels between the paper protocol's thresholds (1: all 255)")
     ] = 1
+    ema: Annotated[bool, Field(description="score the EMA of the weights, which optim.ema_decay keeps")] = False
     ten_crop: Annotated[bool, Field(description="class scores from ten crops; maps from the whole image")] = False
 
 
@@ -236,6 +259,8 @@ def _validated(section: str, values: dict[str, Any], source: str, overridden: li
 def _check_together(config: Config) -> None:
     if config.stages and not any(stage.epochs for stage in config.stages.values()):
         raise UserError(f"{', '.join(f'{name}.epochs' for name in config.stages)} are 0; there is nothing to train")
+    if config.eval.ema and not config.optim.ema_decay:
+        raise UserError("eval.ema=true scores the EMA of the weights; give optim.ema_decay, such as 0.999")
     if config.data.short_side < config.data.image_size:
         raise UserError(
             f"data.short_side={config.data.short_side} is below data.image_size={config.data.image_size}; "

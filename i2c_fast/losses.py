@@ -45,6 +45,8 @@ class InterImageLoss(nn.Module):
             DistributedDataParallel does, the gradients are those of one rank with all images (see `ranks`). An image
             pairs inside its rank alone. None: the rank's own images are the batch.
         ignore_index: label of images that take no part.
+        micro_batches: forwards that make up one optimizer step. SC and GC are those of each forward's images, and one
+            update moves the centers of all; no class may be in two of them.
 
     State: ``centers`` fp32 [Y, D], ``steps`` int64 [Y] and ``draws`` int64 [2] (random seed, step). Keep the module
     outside DistributedDataParallel, whose buffer broadcast would overwrite every rank's centers.
@@ -71,13 +73,15 @@ class InterImageLoss(nn.Module):
         auto_commit: bool = True,
         process_group: dist.ProcessGroup | None = None,
         ignore_index: int = IGNORED_LABEL,
+        micro_batches: int = 1,
     ) -> None:
         super().__init__()
         check_distance(distance)
-        if min(num_classes, feature_dim, k) < 1 or not (0 <= threshold < 1 and 0 <= alpha < math.inf):
+        if min(num_classes, feature_dim, k, micro_batches) < 1 or not (0 <= threshold < 1 and 0 <= alpha < math.inf):
             raise ValueError(
-                "InterImageLoss needs num_classes, feature_dim, k ≥ 1, 0 ≤ threshold < 1 and 0 ≤ alpha < ∞, got "
-                f"num_classes={num_classes}, feature_dim={feature_dim}, k={k}, threshold={threshold}, alpha={alpha}"
+                "InterImageLoss needs num_classes, feature_dim, k, micro_batches ≥ 1, 0 ≤ threshold < 1 and "
+                f"0 ≤ alpha < ∞, got num_classes={num_classes}, feature_dim={feature_dim}, k={k}, "
+                f"micro_batches={micro_batches}, threshold={threshold}, alpha={alpha}"
             )
         if seed_choice not in get_args(SeedChoice) or center_update not in get_args(CenterUpdate):
             raise ValueError(
@@ -87,6 +91,7 @@ class InterImageLoss(nn.Module):
         self.k, self.threshold, self.alpha = k, threshold, alpha
         self.distance, self.seed_choice, self.center_update = distance, seed_choice, center_update
         self.auto_commit, self.process_group, self.ignore_index = auto_commit, process_group, ignore_index
+        self.micro_batches = micro_batches
         self._exchange = None if process_group is None else RankExchange(process_group, num_classes)
         centers = torch.randn(num_classes, feature_dim, generator=torch.Generator().manual_seed(seed))
         if center_update == "backprop":
@@ -95,7 +100,7 @@ class InterImageLoss(nn.Module):
             self.register_buffer("centers", centers)
         self.register_buffer("steps", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("draws", torch.tensor([seed, 0]))
-        self._pending: tuple[Tensor, Tensor] | None = None  # labels [N] and means [N, D] that await commit
+        self._pending: list[tuple[Tensor, Tensor]] = []  # labels [N] and means [N, D] that await commit
 
     def forward(
         self,
@@ -124,12 +129,12 @@ class InterImageLoss(nn.Module):
 
         Raises:
             ValueError: shapes, dtypes or devices that do not fit.
-            RuntimeError: a second training forward before `commit` with ``auto_commit=False``.
+            RuntimeError: one training forward more than `micro_batches` before `commit`, with ``auto_commit=False``.
         """
         check_tensor("features", features, 4)
         check_tensor("maps", maps, 3)
         check_same("H·W of maps", maps.shape[1:].numel(), "H·W of features", features.shape[2:].numel())
-        if self.training and self._pending is not None:
+        if self.training and len(self._pending) == self.micro_batches:
             if not self.auto_commit:
                 raise RuntimeError("auto_commit=False: call commit() after the optimizer step, before the next forward")
             self.commit()
@@ -142,7 +147,7 @@ class InterImageLoss(nn.Module):
             ignore_index=self.ignore_index, exchange=self._exchange,
         )  # fmt: skip
         if self.training:
-            self._pending = out.class_means.labels, out.class_means.means
+            self._pending.append((out.class_means.labels, out.class_means.means))
         return InterImageTerms(out.sc, out.gc, counts)
 
     @torch.no_grad()
@@ -153,10 +158,12 @@ class InterImageLoss(nn.Module):
             found_inf: scalar tensor; non-zero (a step the optimizer skipped) leaves centers and counters as they were,
                 without a look at it from the host. The random step advances all the same.
         """
-        if self._pending is None:
+        if not self._pending:
             return
-        labels, means = self._pending
-        self._pending = None
+        labels, means = self._pending[0]
+        if len(self._pending) > 1:
+            labels, means = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
+        self._pending.clear()
         if self.center_update == "backprop":
             self.draws[1] += 1
         else:
@@ -169,7 +176,7 @@ class InterImageLoss(nn.Module):
         return super().state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._pending = None  # it belongs to the state that is being replaced
+        self._pending.clear()  # it belongs to the state that is being replaced
         super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:

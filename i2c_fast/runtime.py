@@ -13,6 +13,10 @@ from torch import nn
 from .errors import UserError
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
+Precision = Literal["bf16", "fp16", "tf32", "fp32"]
+
+# What autocast computes convolutions and products in; the other precisions go without it.
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Runtime:
     """Device and precision of a model's forward."""
 
     device: torch.device
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
     def move(self, model: ModuleType) -> ModuleType:
         """Move a model to the device, in the memory format its convolutions are fastest in."""
@@ -29,15 +33,18 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context of the model's forward."""
-        if self.precision == "fp32":
+        if self.precision not in AUTOCAST:
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, AUTOCAST[self.precision])
 
 
 def open_runtime(
-    device: str, precision: Literal["fp32", "bf16"], deterministic: bool = False, threads: int = 0
+    device: str, precision: Literal["auto"] | Precision, deterministic: bool = False, threads: int = 0
 ) -> Runtime:
-    """Resolve the configured device; set determinism and, if not 0, the processor threads of this process.
+    """Resolve the configured device and precision; set determinism and, if not 0, the threads of this process.
+
+    ``tf32`` and ``fp32`` differ on NVIDIA GPUs alone: products and convolutions of fp32 round their inputs to 10 bits,
+    or do not.
 
     Raises:
         UserError: a device this machine or this torch does not have.
@@ -57,7 +64,19 @@ def open_runtime(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it; without it torch refuses
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
-    return Runtime(resolved, precision)
+    found = fastest_precision(resolved) if precision == "auto" else precision
+    if resolved.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = found != "fp32"
+        torch.set_float32_matmul_precision("highest" if found == "fp32" else "high")
+    return Runtime(resolved, found)
+
+
+def fastest_precision(device: torch.device) -> Precision:
+    """The fastest precision that trains to the same errors: bf16 where a GPU has it, else fp16; fp32 on processors."""
+    if device.type != "cuda":
+        return "fp32"
+    with torch.cuda.device(device):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def seed_all(*parts: int) -> None:

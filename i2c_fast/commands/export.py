@@ -103,12 +103,13 @@ class Format(NamedTuple):
     packages: tuple[str, ...]  # of the extra `export`
 
 
-def export_checkpoint(checkpoint: Path, output: Path) -> Export:
+def export_checkpoint(checkpoint: Path, output: Path, ema: bool | None = None) -> Export:
     """Write a checkpoint's model, after comparing what the file computes with what the model computes.
 
     Args:
         checkpoint: the file, or a run folder, whose newest one is taken.
         output: ends in a key of `FORMATS`. A file that is there stays as it is until the new one has passed.
+        ema: see `restore_predictor`.
 
     Raises:
         UserError: another ending, packages missing or too old, no checkpoint, a difference above `TOLERANCE`, or an
@@ -117,7 +118,7 @@ def export_checkpoint(checkpoint: Path, output: Path) -> Export:
     form = _format_of(output)
     state = load_checkpoint(checkpoint)
     config = build_config(state["config"], "the checkpoint")
-    model = restore_predictor(state).eval().requires_grad_(False)
+    model = restore_predictor(state, ema).eval().requires_grad_(False)
     threshold = stored_threshold(state)
     facts = {
         "classes": json.dumps(state["classes"]),

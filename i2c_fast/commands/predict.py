@@ -44,10 +44,11 @@ class Predictor:
     Args:
         state: from `load_checkpoint`. device: as ``run.device``.
         threshold: gray level 0…254 of the boxes; None takes the one training's final evaluation stored.
+        ema: see `restore_predictor`.
         say: told, in a line, where another loader than the run's takes over.
 
     Raises:
-        UserError: no threshold stored and none given, or a device that does not exist.
+        UserError: no threshold stored and none given, a device that does not exist, or an EMA that was not kept.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Predictor:
         state: dict[str, Any],
         device: str = "auto",
         threshold: int | None = None,
+        ema: bool | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         config = checkpoint_config(state, (), say)
@@ -70,7 +72,7 @@ class Predictor:
             )
         self.threshold: int = threshold
         self.protocol = PaperProtocol()
-        self.model = self.runtime.move(restore_predictor(state)).eval()
+        self.model = self.runtime.move(restore_predictor(state, ema)).eval()
 
     def __call__(self, images: Sequence[Image], labels: Sequence[int] | None = None) -> list[Localization]:
         """Localize a few images of any sizes.
@@ -117,10 +119,11 @@ def open_predictor(
     checkpoint: Path,
     device: str = "auto",
     threshold: int | None = None,
+    ema: bool | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
     """Predictor of a checkpoint file or of a run folder's newest checkpoint."""
-    return Predictor(load_checkpoint(checkpoint), device, threshold, say)
+    return Predictor(load_checkpoint(checkpoint), device, threshold, ema, say)
 
 
 def write_predictions(

@@ -36,6 +36,11 @@ class TrainBatch(NamedTuple):
         """The batch with its tensors on a device; nothing waits for pinned memory to be copied."""
         return self._replace(**{name: getattr(self, name).to(device, non_blocking=True) for name in self._fields[:4]})
 
+    def split(self, parts: int) -> "list[TrainBatch]":
+        """Equal parts one after the other, views of this batch; see `Sampler.check_micro_batches`."""
+        pieces = zip(*(getattr(self, name).chunk(parts) for name in self._fields[:4]), strict=True)
+        return [self._replace(**dict(zip(self._fields, piece, strict=False))) for piece in pieces]
+
 
 class EvalBatch(NamedTuple):
     """Test images in index order."""

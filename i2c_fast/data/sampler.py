@@ -49,6 +49,23 @@ class Sampler:
         crops, flips = rng.random((self.batch_size, 2)), rng.random(self.batch_size) < 0.5
         return BatchPlan(indices, self.labels[indices], groups, crops, flips)
 
+    def check_micro_batches(self, parts: int) -> None:
+        """Refuse to cut a batch into parts that would not be alike.
+
+        Raises:
+            UserError: with the numbers of parts that work.
+        """
+        works = self._micro_batches()
+        if parts not in works:
+            raise UserError(
+                f"batch.micro_batches={parts} does not cut this batch into like parts, no class in two of them; "
+                f"{', '.join(map(str, works))} would"
+            )
+
+    def _micro_batches(self) -> list[int]:
+        """Numbers of like parts a batch can be cut into."""
+        return [parts for parts in range(1, self.batch_size + 1) if self.batch_size % parts == 0]
+
     def _draw(self, rng: np.random.Generator, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Images and slot numbers of a batch."""
         raise NotImplementedError
@@ -65,6 +82,12 @@ class ClassPairedSampler(Sampler):
         order = np.argsort(labels, kind="stable")
         starts = np.unique(labels[order], return_index=True)[1]
         self.members = np.split(order, starts[1:])  # a class without images has no slot
+
+    def _micro_batches(self) -> list[int]:
+        # With equally many slots and equally many whole classes each, the parts' mean losses are the batch's.
+        classes = min(self.slots, len(self.members))
+        whole = self.slots % classes == 0
+        return [parts for parts in range(1, classes + 1) if classes % parts == 0 and (whole or parts == 1)]
 
     def _draw(self, rng: np.random.Generator, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         order = rng.random(len(self.members)).argsort()

@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 
 from ..errors import UserError
-from .method import Method, Number, ParameterGroup, PlanName
+from .method import Method, Number, ParameterGroup, PlanName, Setup
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -24,4 +24,4 @@ def find_method(name: str, key: str = "method") -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "Method", "Number", "ParameterGroup", "PlanName", "find_method"]
+__all__ = ["METHODS", "Method", "Number", "ParameterGroup", "PlanName", "Setup", "find_method"]

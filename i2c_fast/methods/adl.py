@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data import TrainBatch
 from ..errors import UserError
 from ..models import InceptionV3Body, Localizer, ResNet18Body, ResNet50Body, VGG16Body
-from .method import Method, Number, classification_terms
+from .method import SETUP, Method, Number, Setup, classification_terms
 
 # Where the layers stand by default. ResNet50's and VGG16's places are wsolevaluation's, and so are InceptionV3's, but
 # for a third one in its head; ResNet18, cut after layer3, has them at the same depths of its last stage.
@@ -44,8 +44,8 @@ class ADL(Method):
     Options = ADLOptions
     plan = "plain"
 
-    def __init__(self, model: Localizer, options: ADLOptions, seed: int = 0) -> None:
-        super().__init__(model, options, seed)
+    def __init__(self, model: Localizer, options: ADLOptions, setup: Setup = SETUP) -> None:
+        super().__init__(model, options, setup)
         layers = options.layers or LAYERS.get(type(model.body), ())
         if not layers:
             raise UserError(f"adl.layers: none are known for {type(model.body).__name__}; name layers of the body")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data import TrainBatch
 from ..models import Localizer
-from .method import Method, Number, accuracy, classification_terms
+from .method import SETUP, Method, Number, Setup, accuracy, classification_terms
 
 
 @dataclass
@@ -35,8 +35,8 @@ class CutMix(Method):
 
     alpha: Tensor
 
-    def __init__(self, model: Localizer, options: CutMixOptions, seed: int = 0) -> None:
-        super().__init__(model, options, seed)
+    def __init__(self, model: Localizer, options: CutMixOptions, setup: Setup = SETUP) -> None:
+        super().__init__(model, options, setup)
         self.register_buffer("alpha", torch.tensor(options.alpha), persistent=False)
 
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:

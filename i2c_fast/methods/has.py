@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data import TrainBatch
 from ..models import Localizer
-from .method import Method, Number, classification_terms
+from .method import SETUP, Method, Number, Setup, classification_terms
 
 Side = Annotated[int, Field(ge=0)]
 
@@ -37,8 +37,8 @@ class HaS(Method):
 
     sides: Tensor
 
-    def __init__(self, model: Localizer, options: HaSOptions, seed: int = 0) -> None:
-        super().__init__(model, options, seed)
+    def __init__(self, model: Localizer, options: HaSOptions, setup: Setup = SETUP) -> None:
+        super().__init__(model, options, setup)
         self.register_buffer("sides", torch.tensor(options.sides), persistent=False)
         self.smallest = min([side for side in options.sides if side], default=0)
 

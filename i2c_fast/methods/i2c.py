@@ -13,7 +13,7 @@ from ..kernels._common import Distance
 from ..kernels.sample_pixels import SeedChoice
 from ..losses import CenterUpdate, InterImageLoss
 from ..models import Localizer
-from .method import DEFAULT_THRESHOLD, Method, Number, ParameterGroup, classification_terms
+from .method import DEFAULT_THRESHOLD, SETUP, Method, Number, ParameterGroup, Setup, classification_terms
 
 
 @dataclass
@@ -43,12 +43,14 @@ class I2C(Method):
         "seed_pixels": "Mean pixels above δ in training",
     }
 
-    def __init__(self, model: Localizer, options: I2COptions, seed: int = 0) -> None:
-        super().__init__(model, options, seed)
+    def __init__(self, model: Localizer, options: I2COptions, setup: Setup = SETUP) -> None:
+        super().__init__(model, options, setup)
         own = dataclasses.asdict(options)
         self.sc_weight, self.gc_weight = own.pop("sc_weight"), own.pop("gc_weight")
         # The other options are the loss's own arguments.
-        self.criterion = InterImageLoss(model.num_classes, model.feature_dim, **own, seed=seed, auto_commit=False)
+        self.criterion = InterImageLoss(
+            model.num_classes, model.feature_dim, **own, **setup._asdict(), auto_commit=False
+        )
 
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         logits, maps, features, slots = self.model(batch.images, batch.labels, self.criterion.k)

@@ -24,6 +24,16 @@ class NoOptions:
     """The section of a method that has no options."""
 
 
+class Setup(NamedTuple):
+    """What a method has to know of the run beside its own options."""
+
+    seed: int = 0
+    micro_batches: int = 1  # forwards that make up one optimizer step
+
+
+SETUP = Setup()
+
+
 class ParameterGroup(NamedTuple):
     """Parameters with a learning-rate factor of their own, which ``optim`` gives by `name` (1 if it gives none)."""
 
@@ -42,7 +52,7 @@ class Method(nn.Module):
     Args:
         model: the model to train, on any device.
         options: the method's section of the configuration, an instance of `Options`.
-        seed: of the run.
+        setup: of the run.
     """
 
     registered: ClassVar[dict[str, type["Method"]]] = {}
@@ -56,7 +66,7 @@ class Method(nn.Module):
         if cls.registered.setdefault(cls.name, cls).__qualname__ != cls.__qualname__:
             raise ValueError(f"there is a method {cls.name!r} already; choose another name")
 
-    def __init__(self, model: Localizer, options: Any, seed: int = 0) -> None:
+    def __init__(self, model: Localizer, options: Any, setup: Setup = SETUP) -> None:
         super().__init__()
         self.model = model
         self.options = options

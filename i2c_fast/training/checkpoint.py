@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import Config, build_config
+from ..config import build_config
 from ..errors import UserError
 from ..files import write_bytes
-from ..methods import METHODS, Method
 from ..models import Localizer, build_localizer
+from .stage import build_method
 
 FORMAT = 3
 
@@ -78,16 +78,21 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] | None = None) -> di
     raise AssertionError("the loop returns or raises")
 
 
-def build_method(config: Config, stage: str, model: Localizer) -> Method:
-    """The method of a stage over a model."""
-    return METHODS[config.stages[stage].method](model, config.options_of(stage), config.run.seed)
+def restore_predictor(state: dict[str, Any], ema: bool | None = None) -> Localizer:
+    """What a checkpoint's method evaluates and exports, on the CPU; see `Method.predictor`.
 
+    Args:
+        ema: with the EMA of its weights, or those of the last step; None: what the run scored (``eval.ema``).
 
-def restore_predictor(state: dict[str, Any]) -> Localizer:
-    """What a checkpoint's method evaluates and exports, on the CPU; see `Method.predictor`."""
+    Raises:
+        UserError: the run kept no EMA.
+    """
     config = build_config(state["config"], "the checkpoint")
+    ema = config.eval.ema if ema is None else ema
+    if ema and state["ema"] is None:
+        raise UserError("the run kept no EMA of its weights (optim.ema_decay is 0); take the weights themselves")
     model = build_localizer(config.model.backbone, len(state["classes"]), config.model.head_width)
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["ema"]["weights"] if ema else state["model"])
     return build_method(config, state["stage"], model).load_own_state(state["method"]).predictor
 
 

@@ -1,6 +1,7 @@
 """The training loop: stages, epochs, evaluations, logs, checkpoints."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from ..errors import UserError
 from ..evaluation import Scores, headline
 from ..models import Localizer
 from ..runtime import Runtime, seed_all
-from .checkpoint import build_method, checkpoint_path, save_checkpoint
+from .checkpoint import checkpoint_path, save_checkpoint
+from .ema import EMA
 from .loading import loading_of
 from .logs import Meter, RunLog
-from .optimizer import build_optimizer, learning_rate, set_learning_rate
+from .optimizer import learning_rate, set_learning_rate
 from .scoring import score_split
 from .signals import StopRequest
-from .step import TrainStep
+from .stage import open_step
 from .timeline import Timeline
 from .unreadable import UnreadableImages
 
@@ -59,6 +61,7 @@ class Trainer:
         self.skipped_in_row = 0
         self.scores: Scores | None = None  # of the last evaluation in this process
         self.summary: dict[str, Any] | None = None  # of the last evaluation of the run
+        self.ema = EMA(model, config.optim.ema_decay) if config.optim.ema_decay else None
         self._open_stage(self.timeline.position(0).stage)
 
     def train(self) -> Scores | None:
@@ -82,6 +85,7 @@ class Trainer:
     def _train_stage(self, stage: str, log: RunLog, stop: StopRequest) -> None:
         data, plan = self.config.data, self.config.batch.plan
         sampler = self._sampler(self.method.plan if plan == "auto" else plan)
+        sampler.check_micro_batches(self.config.batch.micro_batches)
         end = self.timeline.end_of_stage(stage)
         # One loader for the rest of the stage: its processes go on with the next epoch while this one is evaluated.
         batches = train_loader(
@@ -158,9 +162,13 @@ class Trainer:
             if stop.requested:
                 self._stop(stop)
 
-        return score_split(
-            self.method.predictor, self.val_index, self.runtime, self.config, self.console, leave_if_asked
-        )
+        # What is compiled is the training step; evaluation's batches have other shapes.
+        with torch.compiler.set_stance("force_eager"), ExitStack() as stack:
+            if self.config.eval.ema and self.ema is not None:
+                stack.enter_context(self.ema.in_model())
+            return score_split(
+                self.method.predictor, self.val_index, self.runtime, self.config, self.console, leave_if_asked
+            )
 
     def _stop(self, stop: StopRequest) -> None:
         self._save()
@@ -170,9 +178,9 @@ class Trainer:
         save_checkpoint(checkpoint_path(self.run, self.step), self.state(), self.config.run.keep_checkpoints)
 
     def _open_stage(self, stage: str) -> None:
-        """Method, optimizer and step of a stage; the model goes on, momentum starts anew."""
-        self.method = build_method(self.config, stage, self.model).to(self.runtime.device)
-        self.train_step = TrainStep(self.method, build_optimizer(self.method, self.config.optim), self.runtime)
+        """Method, optimizer and step of a stage; the model and its EMA go on, momentum starts anew."""
+        self.train_step = open_step(self.config, stage, self.model, self.runtime, self.ema)
+        self.method = self.train_step.method
 
     def state(self) -> dict[str, Any]:
         """Everything a continuation needs; all randomness follows from the configuration's seed and the step."""
@@ -186,7 +194,8 @@ class Trainer:
             "train_fingerprint": self.train_index.fingerprint(),
             "model": self.model.state_dict(),
             "method": self.method.own_state(),
-            "optimizer": self.train_step.optimizer.state_dict(),
+            "train_step": self.train_step.state_dict(),
+            "ema": None if self.ema is None else self.ema.state(),
             "scores": self.summary,
         }
 
@@ -199,4 +208,6 @@ class Trainer:
         self.method.close()
         self._open_stage(state["stage"])
         self.method.load_own_state(state["method"])
-        self.train_step.optimizer.load_state_dict(state["optimizer"])
+        self.train_step.load_state_dict(state["train_step"])
+        if self.ema is not None:
+            self.ema.load(state["ema"])

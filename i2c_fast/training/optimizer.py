@@ -3,16 +3,21 @@
 import math
 
 import torch
+from torch import Tensor
 
 from ..config import OptimConfig, StageConfig
 from ..methods import Method
+from .apex import apex_sgd
 
 
-def build_optimizer(method: Method, optim: OptimConfig) -> torch.optim.SGD:
+def build_optimizer(method: Method, optim: OptimConfig) -> torch.optim.Optimizer:
     """SGD with the release's learning-rate factors: body weights 1, body biases 2, head weights 10, head biases 20.
 
     Other groups of a method have the factor 1. Momentum buffers exist from the start: torch's fused SGD leaves them
     uninitialized when its very first step is skipped.
+
+    Raises:
+        UserError: ``impl`` is apex, and it cannot be used here.
     """
     factors = {
         "body biases": optim.body_bias_factor, "head weights": optim.head_factor, "head biases": optim.head_bias_factor
@@ -26,9 +31,12 @@ def build_optimizer(method: Method, optim: OptimConfig) -> torch.optim.SGD:
         }
         for group in method.parameter_groups()
     ]
-    optimizer = torch.optim.SGD(
-        groups, lr=0.0, momentum=optim.momentum, nesterov=optim.nesterov and optim.momentum > 0, fused=True
-    )
+    nesterov = optim.nesterov and optim.momentum > 0
+    optimizer: torch.optim.Optimizer
+    if optim.impl == "apex":
+        optimizer = apex_sgd(groups, optim.momentum, nesterov)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, nesterov=nesterov, fused=True)
     if optim.momentum > 0:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -37,9 +45,12 @@ def build_optimizer(method: Method, optim: OptimConfig) -> torch.optim.SGD:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group `rate` times its factor."""
+    """Give each group `rate` times its factor; in place where it is a tensor, which CUDA graphs read."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate * group["factor"])
+        else:
+            group["lr"] = rate * group["factor"]
 
 
 def learning_rate(stage: StageConfig, step: int, steps_per_epoch: int) -> float:

@@ -1,6 +1,7 @@
 """Runs as people start them: a folder, a configuration, a result."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,11 @@ from .scoring import score_split
 # What may change when a run is continued: it decides where and how fast, not what is computed.
 FREE_ON_RESUME = (
     "run.device", "run.threads", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.max_skipped",
+    "run.compile", "run.cuda_graph", "optim.impl",
     "data.root", "data.layout", "data.metadata", "data.workers", "data.max_unreadable",
     "data.loader", "data.prefetch", "data.hw_decoder_load",  # see `settle_loader`
     "model.weights", "model.init",
-    "eval.every", "eval.batch", "eval.protocol", "eval.threshold_step", "eval.ten_crop",
+    "eval.every", "eval.batch", "eval.protocol", "eval.threshold_step", "eval.ten_crop", "eval.ema",
 )  # fmt: skip
 
 Resume = Literal["never", "auto", "required"]
@@ -54,10 +56,11 @@ def start_run(config: Config, run: Path, console: Console, resume: Resume = "nev
     state = None
     if resume == "required" or (resume == "auto" and checkpoints_of(run)):
         state = load_checkpoint(run, lambda text: console.print(f"warning: {text}", highlight=False))
-        _check_same_run(config, state)
+        config = _continued(config, state)
     elif resume == "never" and run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty; continue it with --resume, or choose another --output")
     trainer = build_trainer(config, run, console, state)
+    config = trainer.config
     layout = recognize(config.data.root, config.data.metadata) if config.data.layout == "auto" else config.data.layout
     console.print(
         f"{layout} layout: {len(trainer.train_index)} training and {len(trainer.val_index)} validation images of "
@@ -73,6 +76,8 @@ def start_run(config: Config, run: Path, console: Console, resume: Resume = "nev
         write_json(run / "evaluation.json", scores.summary())
         facts = {"backbone": config.model.backbone, "classes": "\n".join(trainer.train_index.classes)}
         save_weights(run / "weights.safetensors", trainer.model.state_dict(), facts)
+        if trainer.ema is not None:
+            save_weights(run / "weights_ema.safetensors", trainer.ema.values, facts)
     return scores
 
 
@@ -100,6 +105,10 @@ def build_trainer(config: Config, run: Path, console: Console, state: dict[str, 
         report = load_imagenet_weights(model.body, config.model.backbone, config.model.weights)
         left_over = f", {len(report.unexpected)} of other layers left over" if report.unexpected else ""
         console.print(f"ImageNet weights: {len(report.loaded)} tensors loaded{left_over}", highlight=False)
+    if config.run.precision == "auto":
+        config = replace(config, run=replace(config.run, precision=runtime.precision))
+        if runtime.device.type == "cuda":
+            console.print(f"run.precision=auto chose {runtime.precision}, the fastest here", highlight=False)
     trainer = Trainer(config, run, runtime.move(model), train, val, runtime, console)
     if state is not None:
         if state["train_fingerprint"] != train.fingerprint():
@@ -159,14 +168,19 @@ def score_checkpoint(
         if maps is not None:
             write_maps(maps, index, images, raws)
 
-    return score_split(runtime.move(restore_predictor(state)), index, runtime, config, console, watch), index
+    model = runtime.move(restore_predictor(state, config.eval.ema))
+    return score_split(model, index, runtime, config, console, watch), index
 
 
-def _check_same_run(config: Config, state: dict[str, Any]) -> None:
+def _continued(config: Config, state: dict[str, Any]) -> Config:
+    """The configuration to continue a run with; what it calls ``auto`` is what the run began with."""
     started = build_config(state["config"], "the run's checkpoint")
+    if config.run.precision == "auto":
+        config = replace(config, run=replace(config.run, precision=started.run.precision))
     for key, (then, now) in differences(started, config).items():
         if key not in FREE_ON_RESUME:
             raise UserError(f"the run was started with {key}={then}, not {now}; give that, or start another --output")
+    return config
 
 
 def _check_model(state: dict[str, Any], config: Config) -> None:

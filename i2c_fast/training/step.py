@@ -1,7 +1,9 @@
 """One training step, without a synchronization between host and device.
 
-batch on the device → the method's loss → backward → optimizer → what the method updates itself.
+batch on the device → the method's loss → backward → optimizer → what the method updates itself → EMA.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,21 +12,37 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data import TrainBatch
 from ..methods import Method
 from ..runtime import Runtime
+from .ema import EMA
+from .scale import LossScale
 
 
 class TrainStep:
     """Applies batches to a method and its model.
 
     A step whose loss or gradient is not finite leaves no trace: a flag on the device keeps weights, momentum, the
-    method's state and BatchNorm statistics as they were. Only the step number and the random draws advance.
+    method's state, BatchNorm statistics and the EMA as they were. Only the step number, the random draws and the loss
+    scale of fp16 advance.
 
     Args:
         method: in training mode on the runtime's device.
         optimizer: from `build_optimizer`; its learning rates are set by the caller.
+        micro_batches: parts whose gradients add up to the batch's.
+        clip_norm: largest norm of all gradients together; 0: any.
+        ema: of the method's model, or None.
     """
 
-    def __init__(self, method: Method, optimizer: torch.optim.SGD, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        runtime: Runtime,
+        micro_batches: int = 1,
+        clip_norm: float = 0.0,
+        ema: EMA | None = None,
+    ) -> None:
         self.method, self.optimizer, self.runtime = method, optimizer, runtime
+        self.micro_batches, self.clip_norm, self.ema = micro_batches, clip_norm, ema
+        self.scale = LossScale(runtime.device) if runtime.precision == "fp16" else None
         self.terms: tuple[str, ...] = ()  # names of what a step returns, known after the first
         buffers = [b for module in method.modules() if isinstance(module, _BatchNorm) for b in module.buffers()]
         dtypes = dict.fromkeys(buffer.dtype for buffer in buffers)
@@ -37,26 +55,59 @@ class TrainStep:
         """
         for statistics in self.statistics:
             statistics.keep()
-        with self.runtime.autocast():
-            terms = self.method(batch.to(self.runtime.device))
-        self.terms = (*terms, "skipped")
-
         self.optimizer.zero_grad()
-        terms["loss"].backward()
-        skipped = self._not_finite(terms["loss"].detach())
-        # Fused optimizers look at this flag on the device, as they do under GradScaler.
-        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        values = self._backpropagate(batch.to(self.runtime.device))
+        skipped = self._guard(values[self.terms.index("loss")])
         self.optimizer.step()
         self.method.after_step(skipped)
         for statistics in self.statistics:
             statistics.restore(skipped)
-        return torch.stack([*(term.detach().float() for term in terms.values()), skipped])
+        if self.ema is not None:
+            self.ema.update(skipped)
+        return torch.cat([values, skipped.view(1)])
 
-    def _not_finite(self, loss: Tensor) -> Tensor:
+    def _backpropagate(self, batch: TrainBatch) -> Tensor:
+        """Add up the gradients of all micro-batches; returns their mean terms, fp32 [T]."""
+        parts = []
+        for part in batch.split(self.micro_batches):
+            with self.runtime.autocast():
+                terms = self.method(part)
+            loss = terms["loss"] if self.micro_batches == 1 else terms["loss"] / self.micro_batches
+            (loss if self.scale is None else self.scale(loss)).backward()
+            parts.append(torch.stack([term.detach().float() for term in terms.values()]))
+        self.terms = (*terms, "skipped")
+        return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
+
+    def _guard(self, loss: Tensor) -> Tensor:
+        """Tell the optimizer, on the device, whether to skip the step and by what to divide the gradients."""
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         # A norm is finite only if every element is.
         norm = torch.nn.utils.get_total_norm(gradients)
-        return (~(norm + loss).isfinite()).float()
+        skipped = (~(norm + loss).isfinite()).float()
+        optimizer: Any = self.optimizer
+        # Fused optimizers look at these two on the device, as they do under GradScaler.
+        optimizer.found_inf, divisor = skipped, None
+        if self.clip_norm:
+            # The norm is that of scaled gradients, so it is at most clip_norm after the division.
+            divisor = (norm / self.clip_norm).clamp(min=1.0 if self.scale is None else self.scale.value)
+        elif self.scale is not None:
+            divisor = self.scale.value.clone()
+        optimizer.grad_scale = divisor
+        if self.scale is not None:
+            self.scale.update(skipped)
+        return skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continuation needs of the step itself."""
+        return {
+            "optimizer": self.optimizer.state_dict(), "loss_scale": None if self.scale is None else self.scale.state()
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scale is not None:
+            self.scale.load(state["loss_scale"])
 
 
 class Statistics:

@@ -12,7 +12,8 @@ import torch
 from i2c_fast.config import as_dict, build_config
 from i2c_fast.models import build_localizer
 from i2c_fast.training import open_split
-from i2c_fast.training.checkpoint import build_method, checkpoint_path, save_checkpoint
+from i2c_fast.training.checkpoint import checkpoint_path, save_checkpoint
+from i2c_fast.training.stage import build_method
 
 from ..conftest import TINY
 

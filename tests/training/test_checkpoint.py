@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from i2c_fast.errors import UserError
 from i2c_fast.training import load_checkpoint, save_checkpoint, stored_threshold
-from i2c_fast.training.checkpoint import checkpoint_path, checkpoints_of, save_weights
+from i2c_fast.training.checkpoint import FORMAT, checkpoint_path, checkpoints_of, save_weights
 
 
 def save(run: Path, step: int, keep: int = 0) -> Path:
@@ -65,7 +65,7 @@ class Malicious:
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": 2, "evil": Malicious()}, tmp_path / "evil.pt")
+    torch.save({"format": FORMAT, "evil": Malicious()}, tmp_path / "evil.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious()))
     for name in ("evil.pt", "plain.pt"):
         with pytest.raises(UserError, match=name) as caught:
