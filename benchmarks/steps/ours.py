@@ -11,7 +11,6 @@ from i2c_fast.config import Config, build_config
 from i2c_fast.data import SAMPLERS, ImageIndex, TrainBatch, TrainBatches, train_loader
 from i2c_fast.kernels import sample_pixels
 from i2c_fast.methods.i2c import I2C
-from i2c_fast.models import Localizer
 from i2c_fast.runtime import Runtime, open_runtime, seed_all
 from i2c_fast.training import TrainStep
 from i2c_fast.training.loading import loading_of

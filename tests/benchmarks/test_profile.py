@@ -64,7 +64,7 @@ def test_scripts_of_the_folder_find_the_standard_librarys_profile() -> None:
     """The standard library's cProfile imports `profile`, and compilers of torch import cProfile."""
     code = """
 import runpy, sys
-for name in ("kernels", "train_step", "evaluator", "profile"):
+for name in ("kernels", "train_step", "loader", "evaluator", "profile"):
     path = [*sys.path]
     sys.path[0] = sys.argv[1]
     runpy.run_path(f"{sys.argv[1]}/{name}.py")

@@ -17,7 +17,7 @@ from benchmarks.steps.agreement import check_setting, gradient_error
 from benchmarks.steps.plain import PlainStep
 from benchmarks.steps.providers import PAIRS, PROVIDERS
 from benchmarks.steps.setting import synthetic_batch
-from benchmarks.train_step import TOY, main
+from benchmarks.train_step import TOY, earlier, main
 
 CPU = torch.device("cpu")
 SHORT = ("--rounds", "2", "--steps", "1")
@@ -38,7 +38,7 @@ def providers(*names: str) -> list[str]:
     return [word for name in names for word in ("--provider", name)]
 
 
-def test_gradients_are_checked_and_times_are_ratios(tmp_path: Path) -> None:
+def test_gradients_are_checked_times_are_ratios_and_other_rows_are_kept(tmp_path: Path) -> None:
     names = ["baseline", "ours cam", "ours i2c"]
     report, _ = run(tmp_path / "out.json", *SHORT, *providers(*names))
     rows = {row["provider"]: row for row in report["rows"]}
@@ -53,14 +53,12 @@ def test_gradients_are_checked_and_times_are_ratios(tmp_path: Path) -> None:
     assert rows["ours i2c"]["shares"]["guard"] > 0 and rows["ours i2c"]["shares"]["I²C"] > 0
     assert rows["ours cam"]["shares"]["I²C"] == 0
 
-    # A run of other providers keeps these, one on other versions does not.
-    report, _ = run(tmp_path / "out.json", *SHORT, *providers("eager+amp", "ours cam"))
-    kept = {row["provider"]: row["run"] for row in report["rows"]}
-    assert sorted(kept) == sorted([*names, "eager+amp"]) and kept["eager+amp"] == kept["ours cam"]
-    report["environment"]["torch"] = "another"
-    (tmp_path / "out.json").write_text(json.dumps(report))
-    report, _ = run(tmp_path / "out.json", *SHORT, *providers("ours cam"))
-    assert [row["provider"] for row in report["rows"]] == ["ours cam"]
+    again, _ = run(tmp_path / "out.json", *SHORT, *providers("ours cam"))
+    others = [row for row in report["rows"] if row["provider"] != "ours cam"]
+    assert again["rows"][:-1] == others and again["rows"][-1]["provider"] == "ours cam"
+    machine = report["environment"]
+    assert earlier(tmp_path / "out.json", {**machine, "commit": "another"})["rows"] == again["rows"]
+    assert earlier(tmp_path / "out.json", {**machine, "torch": "another"})["rows"] == []
 
 
 def test_a_wrong_gradient_is_told_and_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
