@@ -58,24 +58,25 @@ def run_case(
         return list(rows.values())
 
     calls: dict[str, Callable[[], object]] = dict(running)
-    times = measure.rounds(calls, count, steps, device)
-    first = next(iter(times))
-    for name, values in times.items():
+    taken = measure.rounds(calls, count, steps, device)
+    first = next(iter(taken))
+    for name, values in taken.items():
         rows[name]["ratio"] = {
-            "to": first, **measure.spread([a / b for a, b in zip(values, times[first], strict=True)])
+            "to": first, **measure.spread([a / b for a, b in zip(values, taken[first], strict=True)])
         }  # fmt: skip
         if running[name].trainer.sites and "+" not in name.removeprefix("eager+amp"):
             rows[name]["shares"] = shares(running[name], running[name].trainer.sites, device)
     for plain, i2c in PAIRS.items():
         if plain in running and i2c in running:
             pair = {name: calls[name] for name in (plain, i2c)}
-            rows[i2c]["i2c"] = _difference(pair, plain, i2c, count * PAIR_ROUNDS, steps, device)
+            times = measure.rounds(pair, count * PAIR_ROUNDS, steps, device)
+            rows[i2c]["i2c"] = _difference(pair, plain, i2c, times, matmul_rate is not None)
     if matmul_rate is not None:
         work = measure.flops(next(iter(running.values())).trainer.model, 1, setting.image_size) * setting.images
         for name, one in running.items():
-            seconds, (busy, kernels) = statistics.median(times[name]), measure.busy(one)
+            seconds, (busy, kernels) = statistics.median(taken[name]), measure.busy(one)
             rows[name] |= {
-                "step_ms": {key: value * 1e3 for key, value in measure.spread(times[name]).items()},
+                "step_ms": {key: value * 1e3 for key, value in measure.spread(taken[name]).items()},
                 "images_per_s": setting.images / seconds,
                 "flops": work,
                 "mfu": work / seconds / matmul_rate,
@@ -117,13 +118,12 @@ def _bound(name: str, setting: Setting) -> float:
 
 
 def _difference(
-    pair: dict[str, Callable[[], object]], plain: str, i2c: str, count: int, steps: int, device: torch.device
+    pair: dict[str, Callable[[], object]], plain: str, i2c: str, times: dict[str, list[float]], on_gpu: bool
 ) -> Row:
     """What I²C adds to a step: by the paired times of each round, and by the durations of the kernels."""
-    times = measure.rounds(pair, count, steps, device)
     both = list(zip(times[plain], times[i2c], strict=True))
     found: Row = {"fraction": measure.spread([b / a - 1 for a, b in both])}
-    if device.type == "cuda":
+    if on_gpu:
         busy = {name: measure.busy(call)[0] for name, call in pair.items()}
         found |= {"us": measure.spread([(b - a) * 1e6 for a, b in both]), "busy_us": (busy[i2c] - busy[plain]) * 1e6}
     return found

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 from torch import nn
 
 from benchmarks import objective
 from benchmarks.steps import measure, phases
+from benchmarks.steps import run as steps_run
 from benchmarks.steps.agreement import check_setting, gradient_error
+from benchmarks.steps.bars import judge
 from benchmarks.steps.plain import PlainStep
 from benchmarks.steps.providers import PAIRS, PROVIDERS
 from benchmarks.steps.setting import synthetic_batch
+from benchmarks.steps.summary import plot, table
 from benchmarks.train_step import TOY, earlier, main
 
 CPU = torch.device("cpu")
@@ -171,3 +175,31 @@ def test_the_plain_trainer_moves_its_centers() -> None:
         == batch.labels.unique().tolist()
         == step.bank.steps.nonzero().flatten().tolist()
     )
+
+
+def test_times_of_a_gpu_are_all_there_for_table_picture_and_bars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only a GPU can tell is made up; the rest of the way is the real one."""
+    monkeypatch.setattr(measure, "host_seconds", lambda call: 0.002)
+    monkeypatch.setattr(measure, "busy", lambda call: (0.001, 7))
+    monkeypatch.setattr(steps_run, "count_synchronizations", lambda call: 0)
+    monkeypatch.setattr(steps_run, "peak_memory", lambda call: 10**9)
+    rows = steps_run.run_case(TOY, ("baseline", "ours cam", "ours i2c"), CPU, 2, 1, matmul_rate=1e12)
+    rows = [{**row, "run": "1", "commit": "0"} for row in rows]
+    for row in rows:
+        assert row["images_per_s"] == pytest.approx(4 / row["step_ms"]["median"] * 1e3)
+        assert row["mfu"] == pytest.approx(row["flops"] / row["step_ms"]["median"] * 1e3 / 1e12)
+    usual = [{**row, "backbone": "resnet50", "images": 80, "image_size": 224} for row in rows]
+    told = {bar["promise"]: bar["measured"] for bar in judge(usual)}
+    assert told["I²C, N 80: µs of GPU time a step"] == rows[2]["i2c"]["us"]["median"]
+    assert told["I²C, N 80: fraction of peak memory it adds"] == 0 and rows[2]["i2c"]["busy_us"] == 0
+    assert sum(measured is not None for measured in told.values()) == 7
+    with (console := Console(width=200, quiet=False)).capture() as shown:
+        console.print(table("title", rows))
+    assert f"{rows[2]['i2c']['us']['median']:.0f}" in shown.get() and "not measured" not in shown.get()
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "picture.png"
+    assert plot({"rows": rows, "environment": {"gpu": "a GPU"}}, picture) == f"drawn to {picture}"
+    assert picture.stat().st_size > 10_000
+    assert "nothing was measured" in plot({"rows": []}, picture)

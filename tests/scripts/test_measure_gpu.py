@@ -78,7 +78,7 @@ def sleeper(script: ModuleType, tmp_path: Path, code: str) -> Any:
     )
 
     class Sleeper(script.Part):  # type: ignore[misc,name-defined]
-        def command(self, output: Path) -> list[str]:
+        def command(self, output: Path, traces: Path | None = None) -> list[str]:
             return [sys.executable, str(program), "--output", str(output)]
 
     return Sleeper("sleeper", "program.py")
