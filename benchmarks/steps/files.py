@@ -1,19 +1,25 @@
-"""Training from files, through the loader that the configuration names: how long a step waits for its images.
+"""Training from files: how long a step waits for its images.
 
-All providers get the same loader here: this asks whether images come in time. Loaders against each other are
-``benchmarks/loader.py``.
+The baselines load as the authors' release does, by Pillow in a plain DataLoader, in as many processes as the others'
+loader has; all others through the loader that the configuration names.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
+from i2c_fast.config import Config
+from i2c_fast.data import ImageIndex, TrainBatch
 from i2c_fast.training.loading import settle_loader
 from i2c_fast.training.run import open_split
 
-from .ours import config_of, real_batches
+from ..loader import PillowImages
+from .ours import batches_of, config_of, real_batches
 from .providers import PROVIDERS
 from .setting import Setting
 
@@ -35,7 +41,6 @@ def run_files(
     """
     config = config_of(setting, device, "i2c", f"data.root={root}", *overrides)
     config = settle_loader(config, device, print)
-    loader = f"{config.data.loader}, {config.data.workers} {'threads' if config.data.loader == 'dali' else 'processes'}"
     index = open_split(config.data, "train")
     setting = replace(setting, classes=max(len(index.classes), setting.images // 2))
     rows = []
@@ -43,7 +48,9 @@ def run_files(
         trainer = PROVIDERS[name](setting, device)
         trainer.set_flags()
         waited, began = 0.0, 0.0
-        batches = real_batches(config, index, device, WARMUP + steps)
+        by_pillow = name.startswith("baseline")
+        loader = "pil" if by_pillow else config.data.loader
+        batches = (pillow_batches if by_pillow else real_batches)(config, index, device, WARMUP + steps)
         for number in range(WARMUP + steps):
             if number == WARMUP:
                 waited, began = 0.0, _now(device)
@@ -57,11 +64,21 @@ def run_files(
             trainer.step(held)
         without_loader = _now(device) - began
         rows.append({
-            **setting.facts(), "data": root, "provider": name, "status": "ok", "loader": loader,
+            **setting.facts(), "data": root, "provider": name, "status": "ok",
+            "loader": f"{loader}, {config.data.workers} {'threads' if loader == 'dali' else 'processes'}",
             "waiting": waited / seconds, "lost": max(0.0, 1 - without_loader / seconds),
             "images_per_s": steps * setting.images / seconds if device.type == "cuda" else None,
         })  # fmt: skip
     return rows
+
+
+def pillow_batches(config: Config, index: ImageIndex, device: torch.device, steps: int) -> Iterator[TrainBatch]:
+    """The same crops as `real_batches`, fp32 and normalized."""
+    data = config.data
+    images = PillowImages(batches_of(config, index))
+    loader = DataLoader(images, config.batch.classes * 2, num_workers=data.workers, pin_memory=device.type == "cuda")
+    ids = torch.arange(config.batch.classes * 2)
+    return (TrainBatch(pixels, labels, ids // 2, ids) for pixels, labels in islice(loader, steps))
 
 
 def _now(device: torch.device) -> float:

@@ -87,10 +87,15 @@ def _sites(step: TrainStep) -> list[Site]:
     return sites
 
 
+def batches_of(config: Config, index: ImageIndex) -> TrainBatches:
+    """The class-paired batches of a run of the configuration."""
+    batch, data = config.batch, config.data
+    sampler = SAMPLERS["class_paired"](index.labels, batch.classes, batch.images, config.run.seed)
+    return TrainBatches(index, sampler, data.image_size, data.short_side, data.resize)
+
+
 def real_batches(config: Config, index: ImageIndex, device: torch.device, steps: int) -> Iterator[TrainBatch]:
-    """The first batches of a run of the configuration, from the loader that it names."""
-    sampler = SAMPLERS["class_paired"](index.labels, config.batch.classes, config.batch.images, config.run.seed)
-    positions = (divmod(step, sampler.steps_per_epoch) for step in range(steps))
-    data = config.data
-    batches = TrainBatches(index, sampler, data.image_size, data.short_side, data.resize)
-    return train_loader(batches, positions, data.workers, loading_of(data, device))
+    """The first of them, from the loader that the configuration names."""
+    batches = batches_of(config, index)
+    positions = (divmod(step, batches.sampler.steps_per_epoch) for step in range(steps))
+    return train_loader(batches, positions, config.data.workers, loading_of(config.data, device))

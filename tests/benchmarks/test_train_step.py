@@ -107,11 +107,12 @@ def test_a_batch_must_be_pairs_of_the_classes(tmp_path: Path) -> None:
 
 
 def test_training_from_files_tells_how_long_it_waits(tmp_path: Path, tiny_set: Path) -> None:
-    arguments = [*SHORT, "--data", str(tiny_set), *providers("ours i2c"), "data.workers=0"]
+    arguments = [*SHORT, "--data", str(tiny_set), *providers("ours i2c", "baseline"), "data.workers=0"]
     report, output = run(tmp_path / "out.json", *arguments)
-    (row,) = report["rows"]
-    assert row["data"] == str(tiny_set) and row["status"] == "ok" and row["images_per_s"] is None
-    assert 0 < row["waiting"] < 1 and 0 <= row["lost"] < 1
+    for row in report["rows"]:
+        assert row["data"] == str(tiny_set) and row["status"] == "ok" and row["images_per_s"] is None
+        assert 0 < row["waiting"] < 1 and 0 <= row["lost"] < 1
+    assert [row["loader"] for row in report["rows"]] == ["opencv, 0 processes", "pil, 0 processes"]
     assert "lost to loading" in output
 
 
