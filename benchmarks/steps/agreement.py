@@ -6,13 +6,17 @@ gradient in the momentum buffers. It is held against that of the vectorized obje
 precision, at the same seed pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from i2c_fast import losses
 from i2c_fast.data import TrainBatch
 
 from .. import objective
@@ -21,9 +25,9 @@ from .setting import Setting, Trainer, build_model, synthetic_batch
 
 Build = Callable[[Setting, torch.device], Trainer]
 
-# ‖got − reference‖ / ‖reference‖ over all parameters together. The two differ by rounding and by the order of sums,
-# which BatchNorm over few pixels magnifies; a forgotten term has an error of .5 and more.
-BOUNDS = {"fp32": 2e-3, "tf32": 2e-2, "fp16": 5e-2, "bf16": 5e-2}
+# ‖got − reference‖ / ‖reference‖ over all parameters together. The two differ by rounding, of which a compiler leaves
+# some out, and by the order of sums; BatchNorm magnifies both from layer to layer. A forgotten term has an error of .5.
+BOUNDS = {"fp32": 2e-3, "tf32": 2e-2, "fp16": 0.1, "bf16": 0.1}
 
 
 def check_setting(setting: Setting, device: torch.device) -> Setting:
@@ -41,28 +45,43 @@ def check_setting(setting: Setting, device: torch.device) -> Setting:
 
 def gradient_error(build: Build, setting: Setting, device: torch.device) -> float:
     """Relative error of a new trainer's gradient; `setting` is from `check_setting`."""
-    trainer = build(setting, device)
-    trainer.set_flags()
-    batch = trainer.prepare(synthetic_batch(setting, device))
-    before = [tensor.detach().clone() for tensor in trainer.changes]
+    with _recorded_draws() as drawn:
+        trainer = build(setting, device)
+        trainer.set_flags()
+        batch = trainer.prepare(synthetic_batch(setting, device))
+        before = [tensor.detach().clone() for tensor in trainer.changes]
 
-    @torch.no_grad()
-    def start_again() -> None:
-        for tensor, value in zip(trainer.changes, before, strict=True):
-            tensor.copy_(value)
-        for state in trainer.optimizer.state.values():
-            state["momentum_buffer"].zero_()
+        @torch.no_grad()
+        def start_again() -> None:
+            for tensor, value in zip(trainer.changes, before, strict=True):
+                tensor.copy_(value)
+            for state in trainer.optimizer.state.values():
+                state["momentum_buffer"].zero_()
 
-    for _ in range(4):  # a trainer that replays a graph has captured it after these
+        for _ in range(4):  # a trainer that replays a graph has captured it after these
+            trainer.step(batch)
+        start_again()
         trainer.step(batch)
-    start_again()
-    indices = trainer.seeds(batch) if trainer.seeds is not None else None
-    start_again()
-    expected = _reference(trainer, batch, setting, indices)
-    start_again()
-    trainer.step(batch)
     momenta = [trainer.optimizer.state[parameter]["momentum_buffer"] for parameter in trainer.model.parameters()]
-    return objective.relative_error(_joined(momenta), _joined(expected))
+    got = _joined(momenta)
+    indices = trainer.seeds() if trainer.seeds is not None else drawn[-1] if drawn else None
+    start_again()
+    return objective.relative_error(got, _joined(_reference(trainer, batch, setting, indices)))
+
+
+@contextmanager
+def _recorded_draws() -> Iterator[list[Tensor]]:
+    """The pixels [N, K] that `InterImageLoss` draws, the last ones last. Of a graph each replay writes them anew."""
+    drawn: list[Tensor] = []
+    draw = losses.sample_pixels
+
+    def recorded(*arguments: Any) -> tuple[Tensor, Tensor]:
+        indices, counts = draw(*arguments)
+        drawn.append(indices)
+        return indices, counts
+
+    with patch.object(losses, "sample_pixels", recorded):
+        yield drawn
 
 
 def _reference(trainer: Trainer, batch: TrainBatch, setting: Setting, indices: Tensor | None) -> list[Tensor]:

@@ -1,17 +1,14 @@
 """Our trainer: the real `TrainStep`, built from a real configuration, called as the training loop calls it."""
 
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from i2c_fast.config import Config, build_config
 from i2c_fast.data import SAMPLERS, ImageIndex, TrainBatch, TrainBatches, train_loader
-from i2c_fast.kernels import sample_pixels
 from i2c_fast.methods.i2c import I2C
-from i2c_fast.runtime import Runtime, open_runtime, seed_all
+from i2c_fast.runtime import open_runtime, seed_all
 from i2c_fast.training import TrainStep
 from i2c_fast.training.loading import loading_of
 from i2c_fast.training.optimizer import learning_rate, set_learning_rate
@@ -53,22 +50,10 @@ def ours(setting: Setting, device: torch.device, method: str, *overrides: str) -
         return train_step(batch)
 
     trained = train_step.method
-    options: dict[str, Any] = {}
-    if isinstance(trained, I2C):
-        options = {"centers": trained.criterion.centers, "seeds": partial(_seeds, trained, runtime)}
     return Trainer(
         step, model, train_step.optimizer, [*trained.parameters(), *trained.buffers()], _sites(train_step),
-        autocast=runtime.autocast, **options,
+        autocast=runtime.autocast, centers=trained.criterion.centers if isinstance(trained, I2C) else None,
     )  # fmt: skip
-
-
-@torch.no_grad()
-def _seeds(method: I2C, runtime: Runtime, batch: TrainBatch) -> Tensor:
-    """The pixels that the criterion will draw."""
-    loss = method.criterion
-    with runtime.autocast():
-        maps = method.model(batch.images, batch.labels).maps
-    return sample_pixels(maps, loss.k, loss.threshold, loss.draws, batch.image_ids, loss.seed_choice)[0]
 
 
 def _sites(step: TrainStep) -> list[Site]:
@@ -82,7 +67,7 @@ def _sites(step: TrainStep) -> list[Site]:
     ]
     for statistics in step.statistics:
         sites += [Site(statistics, "keep", "guard"), Site(statistics, "restore", "guard")]
-    if hasattr(method, "criterion"):
+    if isinstance(method, I2C):
         sites += [Site(method.criterion, "forward", "I²C"), Site(method, "after_step", "I²C")]
     return sites
 

@@ -48,7 +48,6 @@ class PlainStep:
     ) -> None:
         self.model, self.setting, self.optimizer, self.autocast = model, setting, optimizer, autocast
         self.loops, self.consistency = loops, consistency
-        self.draw = objective.loops_draw if loops else objective.draw
         if consistency:
             device = next(model.parameters()).device
             centers = torch.randn(setting.classes, model.feature_dim, device=device)
@@ -88,7 +87,8 @@ class PlainStep:
 
     def compare(self, features: Tensor, maps: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
         """λ1 SC + λ2 GC, and the class means."""
-        indices = self.draw(maps, SEEDS)
+        draw = objective.loops_draw if self.loops else objective.draw
+        indices = self.drawn = draw(maps, SEEDS)
         losses = objective.loops_losses_at if self.loops else objective.losses_at
         sc, gc, means = losses(features, indices, labels, self.bank.centers)
         return self.setting.sc_weight * sc + self.setting.gc_weight * gc, means
@@ -98,13 +98,6 @@ class PlainStep:
             objective.loops_move_centers(self.bank, means)
         else:
             objective.move_centers(*self.bank, labels, means)
-
-    def seeds(self, batch: TrainBatch) -> Tensor:
-        """Pixels that this and all steps to come compare."""
-        side = batch.images.shape[-1] // self.model.stride
-        pixels = torch.rand(len(batch.labels), side * side, device=batch.labels.device).topk(SEEDS).indices
-        self.draw = lambda maps, k: pixels
-        return pixels
 
 
 def _trainer(step: PlainStep, model: Localizer, **options: Any) -> Trainer:
@@ -119,7 +112,7 @@ def _trainer(step: PlainStep, model: Localizer, **options: Any) -> Trainer:
     changes = [*model.parameters(), *model.buffers()]
     if not step.consistency:
         return Trainer(step, model, step.optimizer, changes, **options)
-    own: dict[str, Any] = {"seeds": step.seeds, "centers": step.bank.centers, "sites": sites}
+    own: dict[str, Any] = {"seeds": lambda: step.drawn, "centers": step.bank.centers, "sites": sites}
     return Trainer(step, model, step.optimizer, [*changes, *step.bank], **own, **options)
 
 

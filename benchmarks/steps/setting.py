@@ -61,9 +61,10 @@ class Trainer:
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     convolutions_tf32: bool = True
     products_tf32: bool = True
-    # Where the loss has the terms of I²C: the pixels [N, K] that the next step compares, and the centers [Y, D].
-    seeds: Callable[[TrainBatch], Tensor] | None = None
+    # Where the loss has the terms of I²C: the centers [Y, D], and where `InterImageLoss` does not draw them the pixels
+    # [N, K] that the last step compared.
     centers: Tensor | None = None
+    seeds: Callable[[], Tensor] | None = None
 
     def set_flags(self) -> None:
         """Make this trainer's precision torch's, which has one for the whole process."""

@@ -15,13 +15,14 @@ from torch import nn
 from benchmarks import objective
 from benchmarks.steps import measure, phases
 from benchmarks.steps import run as steps_run
-from benchmarks.steps.agreement import check_setting, gradient_error
+from benchmarks.steps.agreement import BOUNDS, check_setting, gradient_error
 from benchmarks.steps.bars import judge
 from benchmarks.steps.plain import PlainStep
 from benchmarks.steps.providers import PAIRS, PROVIDERS
 from benchmarks.steps.setting import synthetic_batch
 from benchmarks.steps.summary import plot, table
 from benchmarks.train_step import TOY, earlier, main
+from i2c_fast.methods.i2c import I2C
 
 CPU = torch.device("cpu")
 SHORT = ("--rounds", "2", "--steps", "1")
@@ -79,6 +80,18 @@ def test_a_wrong_gradient_is_told_and_not_timed(tmp_path: Path, monkeypatch: pyt
     assert done.exit_code == 1
     assert wrong["status"].startswith("wrong: relative error of the gradient") and wrong["ratio"] is None
     assert ok["status"] == "ok"
+
+
+def test_a_forgotten_term_of_ours_is_told_whatever_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of SC or GC is as large as that of cross-entropy in the check, so neither hides in rounding."""
+    forward = I2C.forward
+
+    def without_gc(method: I2C, batch: Any) -> Any:
+        terms = forward(method, batch)
+        return {**terms, "loss": terms["loss"] - method.gc_weight * terms["gc"]}
+
+    monkeypatch.setattr(I2C, "forward", without_gc)
+    assert gradient_error(PROVIDERS["ours i2c"], check_setting(TOY, CPU), CPU) > 3 * max(BOUNDS.values())
 
 
 @pytest.mark.parametrize("name", ["compile+amp", "eager+amp"])
