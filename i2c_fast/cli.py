@@ -73,6 +73,7 @@ def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: 
     from .commands.tables import print_scores
     from .config import as_toml, build_config, load_recipe
     from .training import STOPPED_STATUS, RunStopped, start_run
+    from .world import open_world
 
     chosen = load_recipe(recipe)
     config = build_config(chosen.values, f"recipe {chosen.name}", overrides)
@@ -80,11 +81,15 @@ def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: 
         click.echo(as_toml(config), nl=False)
         return
     run = output or Path("runs") / Path(recipe).stem
-    try:
-        scores = start_run(config, run, console, resume)
-    except RunStopped as stopped:
-        click.echo(f"i2c-fast: {stopped}", err=True)
-        sys.exit(STOPPED_STATUS)
+    with open_world(config.run.device, config.run.rank_timeout) as world:
+        try:
+            scores = start_run(config, run, console, resume, world)
+        except RunStopped as stopped:
+            if world.rank == 0:
+                click.echo(f"i2c-fast: {stopped}", err=True)
+            sys.exit(STOPPED_STATUS)
+    if world.rank:
+        return
     if scores is None:
         console.print(f"{run} was already complete", highlight=False)
     else:
