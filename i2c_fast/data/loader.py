@@ -73,7 +73,7 @@ def dali_problem() -> str:
 def choose_loader(device: torch.device) -> tuple[LoaderName, str]:
     """The loader for a model on that device, and why."""
     if device.type != "cuda":
-        return "opencv", "the model runs on the CPU, where OpenCV is the faster"
+        return "opencv", "the model runs on the CPU"
     problem = dali_problem()
     return ("opencv", f"{problem}; {_INSTALL}") if problem else ("dali", "it decodes on the GPU")
 

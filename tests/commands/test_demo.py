@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from i2c_fast.commands import demo
+from i2c_fast.config import Config
+from i2c_fast.errors import UserError
 from i2c_fast.training import load_checkpoint
 
 
@@ -42,3 +44,34 @@ def test_demo_takes_the_next_free_folder(tmp_path: Path) -> None:
     assert demo.free_folder(first) == tmp_path / "demo-2"
     (tmp_path / "demo-2").mkdir()
     assert demo.free_folder(first) == tmp_path / "demo-3"
+
+
+@pytest.mark.parametrize("override", ["data.root=here", "stage1.method=has", "run.seed=1", "stage1.epochs=2"])
+def test_demo_refuses_keys_that_it_sets_itself_before_it_writes(tmp_path: Path, override: str) -> None:
+    with pytest.raises(UserError, match=f"the demo sets {override.partition('=')[0]} itself") as caught:
+        demo.run_demo(tmp_path / "demo", 0, 0, Console(quiet=True), ["run.log_every=5", override])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"), [("data.loader=foo", "'auto', 'opencv' or 'dali'"), ("data.loadr=dali", "did you mean")]
+)
+def test_demo_refuses_what_is_no_key_or_value_before_it_writes(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        demo.run_demo(tmp_path / "demo", 0, 0, Console(quiet=True), [override])
+    assert not (tmp_path / "demo").exists()
+
+
+def test_demo_trains_both_branches_by_the_given_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = []
+    monkeypatch.setattr(demo, "write_generated", lambda *_, **__: None)
+
+    def start(config: Config, run: Path, console: Console) -> None:
+        configs.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "start_run", start)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_demo(tmp_path / "demo", 4, 0, Console(quiet=True), ["data.prefetch=7", "data.resize=antialias"])
+    assert (configs[0].data.prefetch, configs[0].data.resize, configs[0].run.seed) == (7, "antialias", 4)

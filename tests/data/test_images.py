@@ -160,6 +160,18 @@ def test_shrinking_does_not_antialias() -> None:
     assert (resize(stripes, 4, 4) == 240).all()
 
 
+def test_shrinking_antialiased_averages() -> None:
+    stripes = np.zeros((12, 12, 3), np.uint8)
+    stripes[:, 1::3] = 240
+    found = resize(stripes, 4, 4, "antialias")
+    assert 60 < found.min() <= found.max() < 140  # with weights that fall off to both sides
+
+
+@pytest.mark.parametrize("size", [(60, 40), (90, 80)])
+def test_flavors_are_one_where_nothing_shrinks(size: tuple[int, int]) -> None:
+    assert abs(resize(PICTURE, *size, "antialias").astype(int) - resize(PICTURE, *size, "linear")).max() <= 1
+
+
 def test_opencvs_threads_are_off() -> None:
     # A pool of its own would fight the loader's processes, and hang those forked beside it.
     assert cv2.getNumThreads() == 1
