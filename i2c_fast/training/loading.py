@@ -37,7 +37,7 @@ def settle_loader(config: Config, device: torch.device, say: Say, began_with: Co
         wanted = began_with.data.loader
     elif wanted == "auto":
         wanted, reason = choose_loader(device)
-        say(f"data.loader=auto: {wanted} ({reason})")
+        say(f"data.loader=auto chose {wanted}: {reason}")
     elif began_with is not None and began_with.data.loader != wanted:
         say(
             f"data.loader={wanted}: the run began with {began_with.data.loader}, whose pixels differ by rounding; "

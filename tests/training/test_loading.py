@@ -93,7 +93,7 @@ def test_a_run_of_dali_is_scored_and_predicts_where_it_is_missing(
     scores, _ = score_checkpoint(by_dali, (), console)
     assert scores.summary()["images"] == 12
     assert "DALI is not installed, so OpenCV loads them here" in console.export_text()
-    assert open_predictor(by_dali, "cpu", 100, said.append).config.data.loader == "opencv"
+    assert open_predictor(by_dali, "cpu", 100, say=said.append).config.data.loader == "opencv"
     assert len(said) == 1
 
 
@@ -117,7 +117,7 @@ def test_auto_is_settled_and_said_when_the_run_begins(tiny_config: TinyConfig, t
     start_run(tiny_config("data.loader=auto", "stage1.epochs=0"), tmp_path / "run", console)
     assert stored_loader(tmp_path / "run") == "opencv"
     said = [line for line in console.export_text().splitlines() if "loader" in line]
-    assert said == ["data.loader=auto: opencv (the model runs on the CPU)"]
+    assert said == ["data.loader=auto chose opencv: the model runs on the CPU"]
 
 
 def test_a_named_loader_is_not_talked_of(tiny_config: TinyConfig, tmp_path: Path) -> None:
