@@ -8,13 +8,21 @@ each round. The loop is given the best of it: it computes all overlaps of a map 
 Only ratios within one run mean something: they hold for the machine in the file, whatever else it had to do.
 """
 
+# ruff: noqa: E402
+
+import sys
+from pathlib import Path
+
+# Started as a script, its own folder heads the path, where the standard library's `profile` would be `profile.py`.
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0:1] = [str(ROOT)] if sys.path[0] == str(ROOT / "benchmarks") else [sys.path[0]]
+
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click

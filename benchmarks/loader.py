@@ -10,6 +10,15 @@ images a core-second: over the processor time that all processes and threads of 
 machine changes little. Only ratios within one run mean something: they hold for the machine in the file.
 """
 
+# ruff: noqa: E402
+
+import sys
+from pathlib import Path
+
+# Started as a script, its own folder heads the path, where the standard library's `profile` would be `profile.py`.
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0:1] = [str(ROOT)] if sys.path[0] == str(ROOT / "benchmarks") else [sys.path[0]]
+
 import io
 import multiprocessing
 import os
@@ -19,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click

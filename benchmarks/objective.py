@@ -97,15 +97,23 @@ def loops_draw(maps: Tensor, k: int) -> Tensor:
 
 
 def gather(features: Tensor, indices: Tensor) -> Tensor:
-    """[N, K, D] in plain PyTorch."""
+    """[N, K, D] in plain PyTorch. The dense gradient of the features gets their own memory format."""
+    if features.is_contiguous(memory_format=torch.channels_last):
+        rows = features.permute(0, 2, 3, 1).flatten(1, 2)
+        return rows.gather(1, indices[:, :, None].expand(-1, -1, features.shape[1]))
     return features.flatten(2).gather(2, indices[:, None].expand(-1, features.shape[1], -1)).transpose(1, 2)
 
 
 def losses(
     features: Tensor, maps: Tensor, labels: Tensor, centers: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean SC, mean GC, [N, D] the mean of each image's class, and [N, K] the pixels drawn; vectorized."""
+    """`losses_at` random pixels, and [N, K] the pixels drawn."""
     indices = draw(maps, k)
+    return (*losses_at(features, indices, labels, centers), indices)
+
+
+def losses_at(features: Tensor, indices: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean SC, mean GC and [N, D] the mean of each image's class, of the pixels [N, K]; vectorized."""
     values = gather(features, indices).float()
     sc = (values[0::2] - values[1::2]).square().sum(-1).mean()
     same = (labels[:, None] == labels).float()
@@ -113,7 +121,7 @@ def losses(
     means = same @ values.mean(1) / members[:, None]
     classes = (1 / members).sum()
     gc = ((means - centers[labels]).square().sum(-1) / members).sum() / classes
-    return sc, gc, means.detach(), indices
+    return sc, gc, means.detach()
 
 
 def move_centers(centers: Tensor, steps: Tensor, labels: Tensor, means: Tensor) -> None:
@@ -133,25 +141,37 @@ def eager(
     return Outcome(indices, sc.detach(), gc.detach(), batch.gradient.add_(dense))
 
 
-def loops(batch: Batch, bank: Bank) -> Outcome:
-    """Image by image and class by class, with looks at masks, labels and counters from the host."""
-    indices = loops_draw(batch.maps, batch.seeds)
-    vectors = [image.flatten(1)[:, i].t().float() for image, i in zip(batch.features.unbind(), indices, strict=True)]
+def loops_losses_at(
+    features: Tensor, indices: Tensor, labels: Tensor, centers: Tensor
+) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """Mean SC, mean GC and [D] the mean of each class, image by image and class by class."""
+    vectors = [image.flatten(1)[:, i].t().float() for image, i in zip(features.unbind(), indices, strict=True)]
     members: dict[int, list[Tensor]] = {}
-    for label, vector in zip(batch.labels.tolist(), vectors, strict=True):
+    for label, vector in zip(labels.tolist(), vectors, strict=True):
         members.setdefault(label, []).append(vector)
     pairs, gaps, means = [], [], {}
     for label, images in members.items():
         pairs += [(a - b).square().sum(1).mean() for a, b in zip(images[0::2], images[1::2], strict=True)]
         mean = torch.stack(images).mean((0, 1))
-        gaps.append((mean - bank.centers[label]).square().sum())
+        gaps.append((mean - centers[label]).square().sum())
         means[label] = mean.detach()
-    sc, gc = torch.stack(pairs).mean(), torch.stack(gaps).mean()
-    (dense,) = torch.autograd.grad((sc, gc), batch.features, batch.weights)
+    return torch.stack(pairs).mean(), torch.stack(gaps).mean(), means
+
+
+def loops_move_centers(bank: Bank, means: dict[int, Tensor]) -> None:
+    """Class by class, with a look at each counter from the host."""
     for label, mean in means.items():
         rate = math.exp(-ALPHA * bank.steps[label].item())
         bank.centers[label] = (1 - rate) * bank.centers[label] + rate * mean
         bank.steps[label] += 1
+
+
+def loops(batch: Batch, bank: Bank) -> Outcome:
+    """Image by image and class by class, with looks at masks, labels and counters from the host."""
+    indices = loops_draw(batch.maps, batch.seeds)
+    sc, gc, means = loops_losses_at(batch.features, indices, batch.labels, bank.centers)
+    (dense,) = torch.autograd.grad((sc, gc), batch.features, batch.weights)
+    loops_move_centers(bank, means)
     return Outcome(indices, sc.detach(), gc.detach(), batch.gradient.add_(dense))
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,18 @@ from .errors import UserError, printable
 # No markup: names of files and images are printed, and are text.
 console = Console(soft_wrap=True, markup=False, emoji=False)
 PATH, SPLITS = click.Path(path_type=Path), click.Choice(["test", "val", "train"])
+
 EMA = click.option("--ema/--no-ema", default=None, help="Take the EMA of the weights [default: if the run scored it].")
+
+
+def _world(overrides: Sequence[str]) -> AbstractContextManager[Any]:
+    """The ranks that torchrun started this process among, on the device that ``key=value`` asks for."""
+    from .config import build_config
+    from .world import open_world
+
+    own = [override for override in overrides if override.startswith(("run.device=", "run.rank_timeout="))]
+    run = build_config({}, "defaults", own).run
+    return open_world(run.device, run.rank_timeout)
 
 
 class Commands(click.Group):
@@ -73,6 +86,7 @@ def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: 
     from .commands.tables import print_scores
     from .config import as_toml, build_config, load_recipe
     from .training import STOPPED_STATUS, RunStopped, start_run
+    from .world import open_world
 
     chosen = load_recipe(recipe)
     config = build_config(chosen.values, f"recipe {chosen.name}", overrides)
@@ -80,11 +94,15 @@ def train(recipe: str, overrides: tuple[str, ...], output: Path | None, resume: 
         click.echo(as_toml(config), nl=False)
         return
     run = output or Path("runs") / Path(recipe).stem
-    try:
-        scores = start_run(config, run, console, resume)
-    except RunStopped as stopped:
-        click.echo(f"i2c-fast: {stopped}", err=True)
-        sys.exit(STOPPED_STATUS)
+    with open_world(config.run.device, config.run.rank_timeout) as world:
+        try:
+            scores = start_run(config, run, console, resume, world)
+        except RunStopped as stopped:
+            if world.rank == 0:
+                click.echo(f"i2c-fast: {stopped}", err=True)
+            sys.exit(STOPPED_STATUS)
+    if world.rank:
+        return
     if scores is None:
         console.print(f"{run} was already complete", highlight=False)
     else:
@@ -109,7 +127,10 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], output: Path | None, 
     from .environment import environment
     from .files import write_json
 
-    results = evaluate_checkpoint(checkpoint, overrides, console, **options)
+    with _world(overrides) as world:
+        results = evaluate_checkpoint(checkpoint, overrides, console, **options, world=world)
+    if world.rank:
+        return
     print_scores(console, results["errors"])
     if "centered_box_gt_known_error" in results:
         print_centered_box(console, results["centered_box_gt_known_error"])
@@ -276,7 +297,10 @@ def demo(overrides: tuple[str, ...], output: Path | None, seed: int, threads: in
     from .commands.demo import run_demo
     from .commands.tables import print_centered_box, print_differences, print_scores
 
-    results = run_demo(output, seed, threads, console, overrides)
+    with _world(overrides) as world:
+        results = run_demo(output, seed, threads, console, overrides, world)
+    if results is None:
+        return
     print_scores(console, results["errors"])
     print_differences(console, "I²C minus plain", results["i2c_minus_plain"])
     print_centered_box(console, results["centered_box_gt_known_error"])

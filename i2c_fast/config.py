@@ -30,15 +30,18 @@ class RunConfig:
     seed: Annotated[int, Field(ge=0, description="of everything random: batches, crops, dropout, seed pixels")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
     precision: Annotated[
-        Literal["auto", "bf16", "fp16", "tf32", "fp32"],
+        Literal["auto", "bf16", "fp16", "tf32", "fp32", "fp64"],
         Field(
             description="of the model's forward and backward; losses and weights are fp32. auto: bf16 on a GPU that "
-            "has it, fp16 on others, fp32 on a processor"
+            "has it, fp16 on others, fp32 on a processor; fp64 is for checks"
         ),
     ] = "auto"
     compile: Annotated[bool, Field(description="torch.compile the model for training; the first steps take longer")] = (
         False
     )
+    rank_timeout: Annotated[
+        Number, Field(gt=0, description="seconds that ranks under torchrun wait for one that does not answer")
+    ] = 600.0
     cuda_graph: Annotated[
         bool, Field(description="replay whole steps as a CUDA graph: for batches that leave a GPU waiting for its host")
     ] = False
@@ -81,6 +84,14 @@ class ModelConfig:
         "resnet50"
     )
     head_width: Annotated[int, Field(ge=0, description="channels of the head's hidden layers; 0: the backbone's")] = 0
+    dropout: Annotated[Number, Field(ge=0, lt=1, description="in the head, before each of its layers")] = 0.5
+    bn: Annotated[
+        Literal["local", "sync", "frozen"],
+        Field(
+            description="BatchNorm's statistics in training: of each rank's images, of all ranks', or as they are at "
+            "the start"
+        ),
+    ] = "local"
     weights: Annotated[
         str, Field(description="imagenet (torchvision's file, downloaded once), none, or such a file's path")
     ] = "imagenet"

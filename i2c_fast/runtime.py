@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from .errors import UserError
+from .world import ALONE, World
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
-Precision = Literal["bf16", "fp16", "tf32", "fp32"]
+Precision = Literal["bf16", "fp16", "tf32", "fp32", "fp64"]
 
 # What autocast computes convolutions and products in; the other precisions go without it.
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,14 +22,20 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device and precision of a model's forward."""
+    """Device and precision of a model's forward, and the ranks that compute it together."""
 
     device: torch.device
     precision: Precision = "fp32"
+    world: World = ALONE
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and losses."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
 
     def move(self, model: ModuleType) -> ModuleType:
         """Move a model to the device, in the memory format its convolutions are fastest in."""
-        model.to(self.device)
+        model.to(self.device, self.dtype)
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -39,12 +46,16 @@ class Runtime:
 
 
 def open_runtime(
-    device: str, precision: Literal["auto"] | Precision, deterministic: bool = False, threads: int = 0
+    device: str,
+    precision: Literal["auto"] | Precision,
+    deterministic: bool = False,
+    threads: int = 0,
+    world: World = ALONE,
 ) -> Runtime:
     """Resolve the configured device and precision; set determinism and, if not 0, the threads of this process.
 
     ``tf32`` and ``fp32`` differ on NVIDIA GPUs alone: products and convolutions of fp32 round their inputs to 10 bits,
-    or do not.
+    or do not. ``fp64`` is for checks.
 
     Raises:
         UserError: a device this machine or this torch does not have.
@@ -52,6 +63,7 @@ def open_runtime(
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise UserError(f"run.device={device} is not one of auto, cpu, cuda, cuda:N")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    name = f"cuda:{world.local_rank}" if name == "cuda" and not world.alone else name
     try:
         resolved = torch.device(name)
         torch.empty(0, device=resolved)
@@ -68,7 +80,7 @@ def open_runtime(
     if resolved.type == "cuda":
         torch.backends.cudnn.allow_tf32 = found != "fp32"
         torch.set_float32_matmul_precision("highest" if found == "fp32" else "high")
-    return Runtime(resolved, found)
+    return Runtime(resolved, found, world)
 
 
 def fastest_precision(device: torch.device) -> Precision:

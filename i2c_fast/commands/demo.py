@@ -17,8 +17,10 @@ from ..evaluation import PaperProtocol, Scores, centered_box_error, paired_diffe
 from ..files import write_json
 from ..report import contact_sheet, draw_overlay, save_picture
 from ..training import checkpoints_of, score_checkpoint, start_run
+from ..world import ALONE, World
 from .predict import Predictor, open_predictor
 
+TRAIN, TEST = "generated", "generated_test"  # folders of images
 TRAIN_IMAGES, TEST_IMAGES = 100, 50  # a class
 CLASSES = 10
 PICTURES = 8  # on the contact sheet
@@ -38,8 +40,13 @@ OWN_KEYS = {
 
 
 def run_demo(
-    output: Path | None, seed: int, threads: int, console: Console, overrides: Sequence[str] = ()
-) -> dict[str, Any]:
+    output: Path | None,
+    seed: int,
+    threads: int,
+    console: Console,
+    overrides: Sequence[str] = (),
+    world: World = ALONE,
+) -> dict[str, Any] | None:
     """Run the demo in the folder `output` (default: runs/demo, or the next that is free).
 
     Both branches start from the weights of one stage 0 and see the same batches for equally many steps. Test images
@@ -47,10 +54,11 @@ def run_demo(
 
     Args:
         overrides: ``key=value`` that change the recipe for both branches, but for `OWN_KEYS`.
+        world: the ranks that train them together.
 
     Returns:
         What ``results.json`` holds (errors of both, their differences with 95 % intervals, the environment), and the
-        folder.
+        folder; None on all ranks but the first.
 
     Raises:
         UserError: an override that does not fit, or `output` is a file, or a folder that is not empty.
@@ -61,22 +69,40 @@ def run_demo(
             raise UserError(f"{override!r}: the demo sets {key} itself ({OWN_KEYS[key]})")
     _config(*overrides)  # refused before anything is written
     folder = output or free_folder(Path("runs/demo"))
-    require_empty(folder, "--output")
-    console.print(NOTICE, highlight=False)
-    train_root, test_root = folder / "generated", folder / "generated_test"
-    write_generated(train_root, seed=2 * seed, classes=CLASSES, train_images=TRAIN_IMAGES, val_images=10)
-    write_generated(test_root, seed=2 * seed + 1, classes=CLASSES, train_images=1, val_images=TEST_IMAGES)
+    with world.together():
+        if world.rank == 0:
+            require_empty(folder, "--output")
+            console.print(NOTICE, highlight=False)
+            _generate(folder, seed)
+    folder = world.gather(folder)[0]
+    scores, test = _train_branches(folder, overrides, seed, threads, console, world)
+    return _compare(folder, seed, scores, test) if world.rank == 0 else None
 
-    common = [*overrides, f"data.root={train_root}", f"run.seed={seed}", f"run.threads={threads}"]
-    start_run(_config(*common, "stage1.epochs=0"), folder / "stage0", console)
+
+def _generate(folder: Path, seed: int) -> None:
+    write_generated(folder / TRAIN, seed=2 * seed, classes=CLASSES, train_images=TRAIN_IMAGES, val_images=10)
+    write_generated(folder / TEST, seed=2 * seed + 1, classes=CLASSES, train_images=1, val_images=TEST_IMAGES)
+
+
+def _train_branches(
+    folder: Path, overrides: Sequence[str], seed: int, threads: int, console: Console, world: World
+) -> tuple[dict[str, Scores], ImageIndex]:
+    """Scores of both on the test images, and these."""
+    common = [*overrides, f"data.root={folder / TRAIN}", f"run.seed={seed}", f"run.threads={threads}"]
+    start_run(_config(*common, "stage1.epochs=0"), folder / "stage0", console, world=world)
     start = f"model.init={checkpoints_of(folder / 'stage0')[-1]}"
     branches = {"plain": "stage1.method=cam", "i2c": "stage1.method=i2c"}
     scores: dict[str, Scores] = {}
     for name, method in branches.items():
-        console.print(f"{name}:", highlight=False)
-        start_run(_config(*common, start, "stage0.epochs=0", method), folder / name, console)
-        scores[name], test = score_checkpoint(folder / name, [f"data.root={test_root}"], console)
+        if world.rank == 0:
+            console.print(f"{name}:", highlight=False)
+        start_run(_config(*common, start, "stage0.epochs=0", method), folder / name, console, world=world)
+        scores[name], test = score_checkpoint(folder / name, [f"data.root={folder / TEST}"], console, world=world)
+    return scores, test
 
+
+def _compare(folder: Path, seed: int, scores: dict[str, Scores], test: ImageIndex) -> dict[str, Any]:
+    """Write what both came to, in figures and pictures."""
     results = {
         "notice": NOTICE,
         "seed": seed,

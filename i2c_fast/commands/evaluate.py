@@ -9,6 +9,7 @@ from rich.console import Console
 from ..data import Split
 from ..evaluation import PaperProtocol, centered_box_error, paired_differences, require_empty
 from ..training import score_checkpoint
+from ..world import ALONE, World
 
 # What --threshold-from calls the splits to choose thresholds by.
 THRESHOLD_SPLITS: dict[str, Split] = {"train": "boxed_train", "val": "fullsup"}
@@ -21,6 +22,7 @@ def evaluate_checkpoint(
     against: Path | None = None,
     threshold_from: str | None = None,
     maps: Path | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Score a checkpoint on its validation split.
 
@@ -29,6 +31,7 @@ def evaluate_checkpoint(
         against: another checkpoint, to compare with image by image.
         threshold_from: a key of `THRESHOLD_SPLITS`, the split to choose thresholds on; None: the scored split.
         maps: an empty folder in which to save the checkpoint's maps.
+        world: the ranks that score it together; all get the results.
 
     Returns:
         ``errors`` of each checkpoint by its path; where there are boxes ``centered_box_gt_known_error``, what they are
@@ -37,11 +40,12 @@ def evaluate_checkpoint(
     Raises:
         UserError: a checkpoint, data set, split or folder that does not fit.
     """
-    if maps is not None:
-        require_empty(maps, "--maps")
+    with world.together():
+        if maps is not None and world.rank == 0:
+            require_empty(maps, "--maps")
 
     def score(path: Path, split: Split) -> Any:
-        return score_checkpoint(path, overrides, console, split, maps=maps if path is checkpoint else None)
+        return score_checkpoint(path, overrides, console, split, maps=maps if path is checkpoint else None, world=world)
 
     paths = [checkpoint] if against is None else [against, checkpoint]
     thresholds_from = [score(path, THRESHOLD_SPLITS[threshold_from])[0] for path in paths] if threshold_from else []

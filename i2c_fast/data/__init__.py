@@ -7,4 +7,4 @@ from .images import Flavor, UnreadableImageError, read_image, resize
 from .index import ImageIndex
 from .layouts import Split, read_split, recognize
 from .loader import BY_OPENCV, Loading, check_loader, choose_loader, dali_problem, eval_loader, train_loader
-from .sampler import SAMPLERS, BatchPlan, ClassPairedSampler, Sampler
+from .sampler import SAMPLERS, BatchPlan, ClassPairedSampler, Deal, Sampler

@@ -37,7 +37,7 @@ class TrainBatch(NamedTuple):
         return self._replace(**{name: getattr(self, name).to(device, non_blocking=True) for name in self._fields[:4]})
 
     def split(self, parts: int) -> "list[TrainBatch]":
-        """Equal parts one after the other, views of this batch; see `Sampler.check_micro_batches`."""
+        """Equal parts one after the other, views of this batch; see `Deal`."""
         pieces = zip(*(getattr(self, name).chunk(parts) for name in self._fields[:4]), strict=True)
         return [self._replace(**dict(zip(self._fields, piece, strict=False))) for piece in pieces]
 
@@ -114,7 +114,7 @@ class TrainBatches(Dataset[TrainBatch]):
             for image, crop, flip in zip(plan.indices, plan.crops, plan.flips, strict=True)
         ]
         labels, groups = torch.from_numpy(plan.labels), torch.from_numpy(plan.groups)
-        return TrainBatch(stack(images), labels, groups, torch.arange(len(images)), tuple(unreadable.items()))
+        return TrainBatch(stack(images), labels, groups, torch.from_numpy(plan.image_ids), tuple(unreadable.items()))
 
 
 class EvalBatches(Dataset[EvalBatch]):

@@ -185,11 +185,12 @@ def train_batches(
     pipelines = Pipelines(batches.index, geometry, batches.sampler.batch_size, threads, loading)
     for made, (images,), _ in pipelines.make(positions, request, refused.update):
         assert made.plan is not None
-        labels, groups = _pinned(torch.from_numpy(made.plan.labels)), _pinned(torch.from_numpy(made.plan.groups))
-        yield TrainBatch(images, labels, groups, _pinned(torch.arange(len(images))), made.unreadable)
+        facts = (made.plan.labels, made.plan.groups, made.plan.image_ids)
+        labels, groups, image_ids = (_pinned(torch.from_numpy(each)) for each in facts)
+        yield TrainBatch(images, labels, groups, image_ids, made.unreadable)
 
 
-def eval_batches(batches: EvalBatches, threads: int, loading: Loading) -> Iterator[EvalBatch]:
+def eval_batches(batches: EvalBatches, numbers: Iterable[int], threads: int, loading: Loading) -> Iterator[EvalBatch]:
     """See `loader.eval_loader`."""
 
     def request(number: int) -> Request:
@@ -203,7 +204,7 @@ def eval_batches(batches: EvalBatches, threads: int, loading: Loading) -> Iterat
     size = min(batches.batch_size, len(batches.index))
     pipelines = Pipelines(batches.index, Geometry(sides, 0, batches.flavor), size, threads, loading)
     labels = torch.from_numpy(batches.index.labels)
-    for made, (images, *enlarged), sizes in pipelines.make(range(len(batches)), request, refuse):
+    for made, (images, *enlarged), sizes in pipelines.make(numbers, request, refuse):
         indices = torch.tensor(made.images)
         facts = map(_pinned, (labels[indices], sizes[:, [1, 0]], indices))
         yield EvalBatch(images, enlarged[0] if enlarged else None, *facts)

@@ -4,7 +4,7 @@ Both give the same images, crops and flips; pixels differ by rounding, on a GPU 
 """
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -44,15 +44,18 @@ def train_loader(
     return opencv_loader.deliver(batches, positions, workers, loading.prefetch)
 
 
-def eval_loader(batches: EvalBatches, workers: int, loading: Loading = BY_OPENCV) -> Iterator[EvalBatch]:
-    """All batches of a split in order; `workers` as for `train_loader`.
+def eval_loader(
+    batches: EvalBatches, workers: int, loading: Loading = BY_OPENCV, numbers: Sequence[int] | None = None
+) -> Iterator[EvalBatch]:
+    """Batches of a split in order: all of them, or those of the given `numbers`; `workers` as for `train_loader`.
 
     Raises:
         UserError: an unreadable image, or a loader that died.
     """
+    numbers = range(len(batches)) if numbers is None else numbers
     if loading.loader == "dali":
-        return _dali().eval_batches(batches, workers, loading)
-    return opencv_loader.deliver(batches, list(range(len(batches))), workers, loading.prefetch)
+        return _dali().eval_batches(batches, numbers, workers, loading)
+    return opencv_loader.deliver(batches, numbers, workers, loading.prefetch)
 
 
 def dali_problem() -> str:

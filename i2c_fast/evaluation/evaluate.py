@@ -40,16 +40,20 @@ def evaluate(
         image_size: side of the square test image, aspect not kept. batch_size, workers, loading: of the loader.
         ten_crop: class scores from ten crops (see `ten_crop_scores`); maps stay those of the whole image.
         resize: the flavor the model was trained with.
-        observe: sees what was computed of each batch, see `BatchObserver`.
+        observe: sees what was computed of each batch of this rank, see `BatchObserver`.
+
+    Over several ranks each takes every R-th batch, so that batches are the same for any number of them, and all get the
+    scores of the whole split.
     """
     # Ten crops are cut from an image 8/7 as large, as 224 is cut from 256.
     batches = EvalBatches(index, image_size, batch_size, round(image_size * 8 / 7) if ten_crop else 0, resize)
+    world = runtime.world
     modes = [(module, module.training) for module in model.modules()]  # some may be frozen in evaluation mode
     model.eval()
     metric = LocalizationMetric(protocol, threads=max(1, workers), check=False)
     try:
         with torch.inference_mode():
-            for batch in eval_loader(batches, workers, loading):
+            for batch in eval_loader(batches, workers, loading, range(world.rank, len(batches), world.size)):
                 labels = batch.labels.to(runtime.device)
                 with runtime.autocast():
                     logits, maps = model.class_maps(batch.images.to(runtime.device, non_blocking=True), labels)
@@ -59,7 +63,7 @@ def evaluate(
                 boxes = [index.boxes[i] for i in batch.indices.tolist()]
                 metric.update(maps, scores, labels, boxes, batch.sizes, batch.indices)
                 observe(batch.indices, maps, scores)
-        return metric.scores()
+        return metric.scores() if world.alone else metric.gather(world.group)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -59,7 +59,7 @@ class I2C(Method):
             features, maps, batch.labels, slots=slots, image_ids=batch.image_ids, groups=batch.groups
         )
         loss = terms["ce"] + self.sc_weight * sc + self.gc_weight * gc
-        return {"loss": loss, **terms, "sc": sc, "gc": gc, "seed_pixels": counts.float().mean()}
+        return {"loss": loss, **terms, "sc": sc, "gc": gc, "seed_pixels": counts.double().mean()}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         groups = super().parameter_groups()

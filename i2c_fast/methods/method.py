@@ -7,9 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from pydantic import AllowInfNan
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.functional import cross_entropy
 
 from ..data import TrainBatch
+from ..kernels._common import accumulation_dtype
 from ..models import Localizer
 
 # δ of the paper: the fraction of a map's range above which its pixels are counted (Fig. 4a).
@@ -29,6 +31,7 @@ class Setup(NamedTuple):
 
     seed: int = 0
     micro_batches: int = 1  # forwards that make up one optimizer step
+    process_group: ProcessGroup | None = None  # of the ranks that divide each batch
 
 
 SETUP = Setup()
@@ -122,11 +125,14 @@ class Method(nn.Module):
 
 
 def classification_terms(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """``ce``, the cross-entropy in fp32, and ``accuracy``, the fraction of images whose label scores highest."""
-    return {"ce": cross_entropy(logits.float(), labels), "accuracy": accuracy(logits, labels)}
+    """``ce``, the cross-entropy in fp32 (fp64 of fp64), and ``accuracy``, see there."""
+    return {
+        "ce": cross_entropy(logits.to(accumulation_dtype(logits.dtype)), labels),
+        "accuracy": accuracy(logits, labels),
+    }
 
 
 @torch.no_grad()
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Fraction of images whose label scores highest."""
-    return (logits.argmax(1) == labels).float().mean()
+    return (logits.argmax(1) == labels).double().mean()

@@ -1,10 +1,11 @@
 """A backbone's body under the localization head: the model every method trains and every command runs."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels import Slots
 from .backbones import Body, find_backbone
@@ -49,9 +50,19 @@ class Localizer(nn.Module):
         self.body = cast(nn.Module, body)
         self.head = head
         self.num_classes, self.feature_dim, self.stride = head.fc8.out_channels, body.out_channels, body.stride
+        self.frozen_statistics = False  # of BatchNorm, in training
         # Buffers lie on the device: a tensor made from Python numbers in each step would make the host wait.
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; with `frozen_statistics` BatchNorm goes on with the statistics it has."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images → normalized fp32, memory format kept; floating-point images as they are."""
@@ -78,16 +89,18 @@ class Localizer(nn.Module):
         return ClassMaps(self.head.logits(x), self.head.class_maps(x, classes))
 
 
-def build_localizer(backbone: str, num_classes: int, head_width: int = 0) -> Localizer:
+def build_localizer(backbone: str, num_classes: int, head_width: int = 0, dropout: float = 0.5) -> Localizer:
     """A freshly initialized localizer; `load_imagenet_weights(localizer.body, backbone)` fills its body.
 
     Args:
         backbone: a name in `BACKBONES`.
         head_width: channels of the head's hidden layers; 0 takes the backbone's.
+        dropout: probability of the head's.
 
     Raises:
         UserError: an unknown backbone.
     """
     found = find_backbone(backbone)
-    head = LocalizationHead(found.feature_dim, num_classes, width=head_width or found.head_width, init=found.head_init)
+    width = head_width or found.head_width
+    head = LocalizationHead(found.feature_dim, num_classes, width, dropout, found.head_init)
     return Localizer(found.build(), head, found.mean, found.std)

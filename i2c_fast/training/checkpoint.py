@@ -64,12 +64,21 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] | None = None) -> di
     """
     if not os.path.isdir(path):  # Path.is_dir raises for names too long
         return _load_file(path)
-    found = checkpoints_of(path)
+    return _newest(path, warn)[1]
+
+
+def newest_checkpoint(run: Path, warn: Callable[[str], None] | None = None) -> Path:
+    """The file that `load_checkpoint` takes of a run folder."""
+    return _newest(run, warn)[0]
+
+
+def _newest(run: Path, warn: Callable[[str], None] | None) -> tuple[Path, dict[str, Any]]:
+    found = checkpoints_of(run)
     if not found:
-        raise UserError(f"{path} holds no checkpoint (looked for {path / 'checkpoints' / 'step-*.pt'})")
+        raise UserError(f"{run} holds no checkpoint (looked for {run / 'checkpoints' / 'step-*.pt'})")
     for candidate in reversed(found):
         try:
-            return _load_file(candidate)
+            return candidate, _load_file(candidate)
         except UserError as error:
             if candidate == found[0]:
                 raise

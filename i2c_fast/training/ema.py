@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..world import World
+
 
 class EMA:
     """Averages weights and BatchNorm statistics over steps: ``ema = d·ema + (1 − d)·weights``.
@@ -27,6 +29,8 @@ class EMA:
         self.steps = torch.zeros((), device=next(iter(self.values.values())).device)
         names = [name for name, tensor in self.values.items() if tensor.is_floating_point()]
         self._averaged = [self.values[name] for name in names], [self.current[name] for name in names]
+        parameters = dict(model.named_parameters())
+        self._statistics = [name for name in names if name not in parameters]
         others = self.values.keys() - set(names)
         self._copied = [self.values[name] for name in others], [self.current[name] for name in others]
 
@@ -41,6 +45,12 @@ class EMA:
         if self._copied[0]:
             torch._foreach_copy_(*self._copied)
         self.steps.add_(1 - skipped)
+
+    @torch.no_grad()
+    def average_statistics(self, world: World) -> None:
+        """Give all ranks the mean of their averaged BatchNorm statistics, see `TrainStep.average_statistics`."""
+        for name in self._statistics:
+            world.mean_(self.values[name])
 
     @contextmanager
     @torch.no_grad()

@@ -70,6 +70,22 @@ class RunLog:
             raise UserError(f"cannot write the logs in {self.run}: {error.strerror or error}") from None
 
 
+class NoLog:
+    """In place of `RunLog` on the ranks that keep none."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
 def _before(line: str, step: int) -> bool:
     try:
         return bool(json.loads(line)["step"] < step)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,25 @@ from rich.console import Console
 from torch import Tensor
 
 from ..config import Config, as_dict
-from ..data import SAMPLERS, ImageIndex, Sampler, TrainBatch, TrainBatches, train_loader
+from ..data import SAMPLERS, Deal, ImageIndex, Sampler, TrainBatch, TrainBatches, train_loader
 from ..errors import UserError
 from ..evaluation import Scores, headline
+from ..files import write_bytes
 from ..models import Localizer
 from ..runtime import Runtime, seed_all
 from .checkpoint import checkpoint_path, save_checkpoint
 from .ema import EMA
 from .loading import loading_of
-from .logs import Meter, RunLog
+from .logs import Meter, NoLog, RunLog
 from .optimizer import learning_rate, set_learning_rate
 from .scoring import score_split
 from .signals import StopRequest
 from .stage import open_step
 from .timeline import Timeline
 from .unreadable import UnreadableImages
+
+# In the run folder of a run that a signal stopped: whoever started it looks for the file to start it again.
+STOPPED = "stopped"
 
 
 class RunStopped(Exception):
@@ -53,11 +57,13 @@ class Trainer:
     ) -> None:
         self.config, self.run, self.model, self.runtime, self.console = config, run, model, runtime, console
         self.train_index, self.val_index = train, val
+        self.world = runtime.world
         # Of the same length whatever the plan.
         self.timeline = Timeline(config, self._sampler("class_paired").steps_per_epoch)
-        self.unreadable = UnreadableImages(run, train, config.data.max_unreadable, console)
+        self.unreadable = UnreadableImages(run, train, config.data.max_unreadable, console, self.world.rank == 0)
         self.step = 0  # steps done
         self.epoch_closed = True  # at an epoch's end: it was evaluated if that was due
+        self.averaged_at = 0  # step after which ranks last had the same BatchNorm statistics
         self.skipped_in_row = 0
         self.scores: Scores | None = None  # of the last evaluation in this process
         self.summary: dict[str, Any] | None = None  # of the last evaluation of the run
@@ -71,7 +77,7 @@ class Trainer:
             RunStopped: a signal asked for it; the checkpoint is written.
             UserError: too many steps in a row were not finite, too many images unreadable, or the disk is full.
         """
-        with StopRequest() as stop, RunLog(self.run, self.step) as log:
+        with StopRequest() as stop, RunLog(self.run, self.step) if self.world.rank == 0 else NoLog() as log:
             if not self.epoch_closed and self.step % self.timeline.steps_per_epoch == 0:
                 self._close_epoch(log, stop)
             while self.step < self.timeline.steps:
@@ -82,10 +88,9 @@ class Trainer:
                 self._train_stage(position.stage, log, stop)
         return self.scores
 
-    def _train_stage(self, stage: str, log: RunLog, stop: StopRequest) -> None:
+    def _train_stage(self, stage: str, log: RunLog | NoLog, stop: StopRequest) -> None:
         data, plan = self.config.data, self.config.batch.plan
         sampler = self._sampler(self.method.plan if plan == "auto" else plan)
-        sampler.check_micro_batches(self.config.batch.micro_batches)
         end = self.timeline.end_of_stage(stage)
         # One loader for the rest of the stage: its processes go on with the next epoch while this one is evaluated.
         batches = train_loader(
@@ -99,37 +104,49 @@ class Trainer:
             self._close_epoch(log, stop)
 
     def _sampler(self, plan: str) -> Sampler:
-        batch = self.config.batch
-        return SAMPLERS[plan](self.train_index.labels, batch.classes, batch.images, self.config.run.seed)
+        batch, deal = self.config.batch, Deal(self.config.batch.micro_batches, self.world.size, self.world.rank)
+        return SAMPLERS[plan](self.train_index.labels, batch.classes, batch.images, self.config.run.seed, deal)
 
-    def _train_epoch(self, batches: Iterator[TrainBatch], log: RunLog, stop: StopRequest) -> None:
+    def _train_epoch(self, batches: Iterator[TrainBatch], log: RunLog | NoLog, stop: StopRequest) -> None:
         run, per_epoch = self.config.run, self.timeline.steps_per_epoch
         position = self.timeline.position(self.step)
         stage = self.timeline.stages[position.stage]
         unread: list[tuple[int, float, Tensor]] = []
+        unreadable: list[tuple[int, str]] = []
+        # Dropout and what methods draw differ between ranks, and depend on nothing that went before.
+        own = (self.world.rank,) if self.world.rank else ()
         self.method.train()
         title = f"{position.stage} ({stage.method}) epoch {position.epoch + 1}/{self.timeline.epochs}"
         with Meter(self.console, title, per_epoch, position.step_in_epoch) as meter:
             for batch in islice(batches, per_epoch - position.step_in_epoch):
-                self.unreadable.note(batch.unreadable)
+                unreadable += batch.unreadable
                 rate = learning_rate(stage, self.timeline.position(self.step).step_in_stage, per_epoch)
                 set_learning_rate(self.train_step.optimizer, rate)
-                seed_all(run.seed, self.step)
+                seed_all(run.seed, self.step, *own)
                 unread.append((self.step, rate, self.train_step(batch)))
                 self.step += 1
                 self.epoch_closed = False
                 due = run.checkpoint_every > 0 and self.step % run.checkpoint_every == 0
                 ends = self.step % per_epoch == 0
                 note = ""
-                if self.step % run.log_every == 0 or due or ends or stop.requested:
+                # Ranks stop at a step that all of them read at.
+                if self.step % run.log_every == 0 or due or ends or (stop.requested and self.world.alone):
+                    self._agree(stop, unreadable)
                     note = self._log_steps(log, position.stage, unread)
-                meter.advance(1, len(batch.images), note)
-                if stop.requested:
+                meter.advance(1, len(batch.images) * self.world.size, note)
+                if stop.agreed:
                     self._stop(stop)
                 if due and not ends:
                     self._save()
 
-    def _log_steps(self, log: RunLog, stage: str, unread: list[tuple[int, float, Tensor]]) -> str:
+    def _agree(self, stop: StopRequest, unreadable: list[tuple[int, str]]) -> None:
+        """Tell all ranks what any was asked for or met since they last agreed; an absent one is missed here."""
+        requests, met = zip(*self.world.gather((stop.requested, unreadable)), strict=True)
+        stop.agreed = next(filter(None, requests), None)
+        self.unreadable.note(chain(*met))
+        unreadable.clear()
+
+    def _log_steps(self, log: RunLog | NoLog, stage: str, unread: list[tuple[int, float, Tensor]]) -> str:
         # The only place where the loop waits for the device, and it reads many steps at once.
         values = torch.stack([terms for *_, terms in unread]).tolist()
         rows = [dict(zip(self.train_step.terms, row, strict=True)) for row in values]
@@ -146,7 +163,7 @@ class Trainer:
         unread.clear()
         return "  ".join(f"{name} {rows[-1][name]:.3f}" for name in ("loss", "accuracy") if name in rows[-1])
 
-    def _close_epoch(self, log: RunLog, stop: StopRequest) -> None:
+    def _close_epoch(self, log: RunLog | NoLog, stop: StopRequest) -> None:
         done, every = self.step // self.timeline.steps_per_epoch, self.config.eval.every
         if self.step == self.timeline.steps or (every and done % every == 0):
             self.scores = self._score(stop)
@@ -156,12 +173,17 @@ class Trainer:
             self.console.print(f"after epoch {done}: {headline(self.summary)}", highlight=False)
         self.epoch_closed = True
         self._save()
+        self._agree(stop, [])
+        if stop.agreed and self.step < self.timeline.steps:
+            self._stop(stop)
 
     def _score(self, stop: StopRequest) -> Scores:
         def leave_if_asked(*_: Tensor) -> None:
-            if stop.requested:
+            if stop.requested and self.world.alone:
+                stop.agreed = stop.requested
                 self._stop(stop)
 
+        self._average_statistics()
         # What is compiled is the training step; evaluation's batches have other shapes.
         with torch.compiler.set_stance("force_eager"), ExitStack() as stack:
             if self.config.eval.ema and self.ema is not None:
@@ -172,9 +194,22 @@ class Trainer:
 
     def _stop(self, stop: StopRequest) -> None:
         self._save()
-        raise RunStopped(f"stopped by {stop.requested} after step {self.step}; continue with --resume")
+        if self.world.rank == 0:
+            write_bytes(self.run / STOPPED, f"{stop.agreed} after step {self.step}\n".encode())
+        raise RunStopped(f"stopped by {stop.agreed} after step {self.step}; continue with --resume")
+
+    def _average_statistics(self) -> None:
+        if self.averaged_at == self.step:
+            return
+        self.averaged_at = self.step
+        self.train_step.average_statistics()
+        if self.ema is not None:
+            self.ema.average_statistics(self.world)
 
     def _save(self) -> None:
+        self._average_statistics()
+        if self.world.rank:
+            return
         save_checkpoint(checkpoint_path(self.run, self.step), self.state(), self.config.run.keep_checkpoints)
 
     def _open_stage(self, stage: str) -> None:

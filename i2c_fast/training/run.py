@@ -1,24 +1,30 @@
 """Runs as people start them: a folder, a configuration, a result."""
 
+import hashlib
+import os
+import socket
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..config import Config, DataConfig, as_toml, build_config, differences
+from ..config import Config, DataConfig, as_dict, as_toml, build_config, differences
 from ..data import ImageIndex, Split, read_split, recognize
 from ..environment import environment
 from ..errors import UserError
 from ..evaluation import BatchObserver, Scores, write_maps
 from ..files import write_bytes, write_json
 from ..models import Localizer, build_localizer, load_imagenet_weights
-from ..runtime import open_runtime, seed_all
-from .checkpoint import checkpoints_of, load_checkpoint, restore_predictor, save_weights
+from ..runtime import Runtime, open_runtime, seed_all
+from ..world import ALONE, World
+from .checkpoint import checkpoints_of, load_checkpoint, newest_checkpoint, restore_predictor, save_weights
 from .loading import checkpoint_config, settle_loader
-from .loop import Trainer
+from .loop import STOPPED, Trainer
 from .scoring import score_split
 
 # What may change when a run is continued: it decides where and how fast, not what is computed.
@@ -31,10 +37,15 @@ FREE_ON_RESUME = (
     "eval.every", "eval.batch", "eval.protocol", "eval.threshold_step", "eval.ten_crop", "eval.ema",
 )  # fmt: skip
 
+# What may differ between the ranks of a run: where each finds what it reads.
+FREE_ON_RANKS = ("run.threads", "data.root", "data.metadata", "data.devkit", "data.blacklist", "data.workers")
+
 Resume = Literal["never", "auto", "required"]
 
 
-def start_run(config: Config, run: Path, console: Console, resume: Resume = "never") -> Scores | None:
+def start_run(
+    config: Config, run: Path, console: Console, resume: Resume = "never", world: World = ALONE
+) -> Scores | None:
     """Train a configuration in the folder `run`.
 
     The folder gets ``config.toml``, ``environment.json``, ``log.jsonl``, ``tensorboard/``, ``checkpoints/``, and at the
@@ -43,6 +54,7 @@ def start_run(config: Config, run: Path, console: Console, resume: Resume = "nev
     Args:
         resume: ``required`` continues from the newest readable checkpoint, ``auto`` does if there is one, ``never``
             wants an empty folder.
+        world: the ranks that train it together; the first of them keeps the folder, which all have to see.
 
     Returns:
         The final evaluation; None where the run was already complete.
@@ -51,28 +63,31 @@ def start_run(config: Config, run: Path, console: Console, resume: Resume = "nev
         UserError: a folder in use and no `resume`, a configuration or data set other than the run's, and all that
             building a run raises. RunStopped: a signal ended the run early.
     """
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file; choose another --output")
-    state = None
-    if resume == "required" or (resume == "auto" and checkpoints_of(run)):
-        state = load_checkpoint(run, lambda text: console.print(f"warning: {text}", highlight=False))
-        config = _continued(config, state)
-    elif resume == "never" and run.is_dir() and any(run.iterdir()):
-        raise UserError(f"{run} is not empty; continue it with --resume, or choose another --output")
-    trainer = build_trainer(config, run, console, state)
-    config = trainer.config
-    layout = recognize(config.data.root, config.data.metadata) if config.data.layout == "auto" else config.data.layout
+    # torchrun starts all ranks anew after one has died; only the node it died on counts that.
+    if resume == "never" and any(world.gather(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")):
+        resume = "auto"
+    console = console if world.rank == 0 else Console(quiet=True)
+    with world.together():
+        start = _where_to_start(run, resume, console) if world.rank == 0 else None
+    start = world.gather(start)[0]
+    trainer = build_trainer(config, run, console, start, world)
+    if world.rank == 0:
+        (run / STOPPED).unlink(missing_ok=True)
+        write_bytes(run / "config.toml", as_toml(trainer.config).encode())
+        write_json(run / "environment.json", environment())
+    with world.together():
+        _check_shared(run, trainer.config, world)
+    data, timeline = trainer.config.data, trainer.timeline
     console.print(
-        f"{layout} layout: {len(trainer.train_index)} training and {len(trainer.val_index)} validation images of "
+        f"{recognize(data.root, data.metadata) if data.layout == 'auto' else data.layout} layout: "
+        f"{len(trainer.train_index)} training and {len(trainer.val_index)} validation images of "
         f"{len(trainer.train_index.classes)} classes",
         highlight=False,
     )
-    write_bytes(run / "config.toml", as_toml(trainer.config).encode())
-    write_json(run / "environment.json", environment())
     if trainer.step:
-        console.print(f"continuing after step {trainer.step} of {trainer.timeline.steps}", highlight=False)
+        console.print(f"continuing after step {trainer.step} of {timeline.steps}", highlight=False)
     scores = trainer.train()
-    if scores is not None:
+    if scores is not None and world.rank == 0:
         write_json(run / "evaluation.json", scores.summary())
         facts = {"backbone": config.model.backbone, "classes": "\n".join(trainer.train_index.classes)}
         save_weights(run / "weights.safetensors", trainer.model.state_dict(), facts)
@@ -81,40 +96,108 @@ def start_run(config: Config, run: Path, console: Console, resume: Resume = "nev
     return scores
 
 
-def build_trainer(config: Config, run: Path, console: Console, state: dict[str, Any] | None = None) -> Trainer:
-    """Data, model and trainer of a configuration, continued from `state` if one is given."""
-    runtime = open_runtime(config.run.device, config.run.precision, config.run.deterministic, config.run.threads)
-    began_with = build_config(state["config"], "the run's checkpoint") if state is not None else None
-    config = settle_loader(config, runtime.device, lambda text: console.print(text, highlight=False), began_with)
-    train, val = open_split(config.data, "train"), open_split(config.data, "val")
-    seed_all(config.run.seed)
-    model = build_localizer(config.model.backbone, len(train.classes), config.model.head_width)
-    if config.data.image_size < 2 * model.stride:
-        raise UserError(
-            f"model.backbone={config.model.backbone} has stride {model.stride}, its maps would be one pixel; "
-            f"data.image_size must be {2 * model.stride} or more, is {config.data.image_size}"
+def _where_to_start(run: Path, resume: Resume, console: Console) -> Path | None:
+    """The checkpoint to continue from, or None to start anew."""
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; choose another --output")
+    if resume == "required" or (resume == "auto" and checkpoints_of(run)):
+        return newest_checkpoint(run, lambda text: console.print(f"warning: {text}", highlight=False))
+    if resume == "never" and run.is_dir() and any(run.iterdir()):
+        raise UserError(f"{run} is not empty; continue it with --resume, or choose another --output")
+    return None
+
+
+def _check_shared(run: Path, config: Config, world: World) -> None:
+    """Refuse a run folder that is each node's own: checkpoints are read there by all ranks."""
+    for _ in range(50):  # network file systems show a new file late
+        if world.alone or (run / "config.toml").is_file():
+            return
+        time.sleep(0.1)
+    raise UserError(
+        f"rank {world.rank} on {socket.gethostname()} does not see {run.absolute()}, which rank 0 writes; choose an "
+        "--output that all nodes share"
+    )
+
+
+def build_trainer(
+    config: Config, run: Path, console: Console, start: Path | None = None, world: World = ALONE
+) -> Trainer:
+    """Data, model and trainer of a configuration, continued from the checkpoint `start` if one is given."""
+    with world.together():
+        state = None if start is None else load_checkpoint(start)
+        config = config if state is None else _continued(config, state)
+        runtime = open_runtime(
+            config.run.device, config.run.precision, config.run.deterministic, config.run.threads, world
         )
-    if state is not None:
-        _check_model(state, config)
-        _check_classes(state, train)
-    elif config.model.init:
-        _load_start(model, config, train)
-    elif config.model.init_head == "new":
-        raise UserError("model.init_head=new needs model.init, the checkpoint or run to start from")
-    elif config.model.weights != "none":
-        report = load_imagenet_weights(model.body, config.model.backbone, config.model.weights)
-        left_over = f", {len(report.unexpected)} of other layers left over" if report.unexpected else ""
-        console.print(f"ImageNet weights: {len(report.loaded)} tensors loaded{left_over}", highlight=False)
-    if config.run.precision == "auto":
-        config = replace(config, run=replace(config.run, precision=runtime.precision))
-        if runtime.device.type == "cuda":
-            console.print(f"run.precision=auto chose {runtime.precision}, the fastest here", highlight=False)
+        config = _settled(config, runtime, console, state)
+        train, val = open_split(config.data, "train"), open_split(config.data, "val")
+        model = _build_model(config, train, console, state)
+    world.check_alike(_facts(config, train, val))
     trainer = Trainer(config, run, runtime.move(model), train, val, runtime, console)
     if state is not None:
         if state["train_fingerprint"] != train.fingerprint():
             raise UserError(f"data.root: {train.root} holds other training images than the run started with")
         trainer.restore(state)
     return trainer
+
+
+def _settled(config: Config, runtime: Runtime, console: Console, state: dict[str, Any] | None) -> Config:
+    """The configuration with a choice made where it says ``auto``."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False)
+
+    began_with = build_config(state["config"], "the run's checkpoint") if state is not None else None
+    if config.run.precision == "auto" and runtime.device.type == "cuda":
+        say(f"run.precision=auto: {runtime.precision}, the fastest here")
+    config = replace(config, run=replace(config.run, precision=runtime.precision))
+    return settle_loader(config, runtime.device, say, began_with)
+
+
+def _build_model(config: Config, train: ImageIndex, console: Console, state: dict[str, Any] | None) -> Localizer:
+    """The model with the weights it starts from, on the CPU; those of a checkpoint come with the trainer's state."""
+    chosen = config.model
+    if chosen.bn == "sync" and config.run.device == "cpu":
+        raise UserError("model.bn=sync needs GPUs; take local or frozen")
+    seed_all(config.run.seed)
+    model = build_localizer(chosen.backbone, len(train.classes), chosen.head_width, chosen.dropout)
+    if config.data.image_size < 2 * model.stride:
+        raise UserError(
+            f"model.backbone={chosen.backbone} has stride {model.stride}, its maps would be one pixel; "
+            f"data.image_size must be {2 * model.stride} or more, is {config.data.image_size}"
+        )
+    if state is not None:
+        _check_model(state, config)
+        _check_classes(state, train)
+    elif chosen.init:
+        _load_start(model, config, train)
+    elif chosen.init_head == "new":
+        raise UserError("model.init_head=new needs model.init, the checkpoint or run to start from")
+    elif chosen.weights != "none":
+        report = load_imagenet_weights(model.body, chosen.backbone, chosen.weights)
+        left_over = f", {len(report.unexpected)} of other layers left over" if report.unexpected else ""
+        console.print(f"ImageNet weights: {len(report.loaded)} tensors loaded{left_over}", highlight=False)
+    model.frozen_statistics = chosen.bn == "frozen"
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if chosen.bn == "sync" else model
+
+
+def _facts(config: Config, train: ImageIndex, val: ImageIndex) -> dict[str, str]:
+    """What ranks have to have in common."""
+    keys = {
+        f"{section}.{key}": str(value)
+        for section, entries in as_dict(config).items()
+        for key, value in entries.items()
+        if f"{section}.{key}" not in FREE_ON_RANKS
+    }
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
+    code = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    return {
+        **keys,
+        "training images": train.fingerprint()[:12],
+        "validation images": val.fingerprint()[:12],
+        "torch": torch.__version__,
+        "i2c-fast's code": code,
+    }
 
 
 def open_split(data: DataConfig, split: Split) -> ImageIndex:
@@ -131,6 +214,7 @@ def score_checkpoint(
     split: Split = "val",
     observe: BatchObserver = lambda images, maps, scores: None,
     maps: Path | None = None,
+    world: World = ALONE,
 ) -> tuple[Scores, ImageIndex]:
     """Score a checkpoint on a split of the data its own configuration, changed by ``key=value``, names.
 
@@ -138,6 +222,7 @@ def score_checkpoint(
         split: see `read_split`.
         observe: sees what was computed of each batch.
         maps: folder to save each image's raw map in, see `write_maps`.
+        world: the ranks that score it together; all get the scores of the whole split.
 
     Returns:
         The scores, and the split.
@@ -146,29 +231,33 @@ def score_checkpoint(
         UserError: a checkpoint, data set or override that does not fit, or a split to choose thresholds by that has no
             boxes.
     """
-    state = load_checkpoint(checkpoint)
+    with world.together():
+        state = load_checkpoint(checkpoint)
+        console = console if world.rank == 0 else Console(quiet=True)
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False)
+        def say(text: str) -> None:
+            console.print(text, highlight=False)
 
-    config = checkpoint_config(state, overrides, say)
-    runtime = open_runtime(config.run.device, config.run.precision, config.run.deterministic, config.run.threads)
-    config = settle_loader(config, runtime.device, say)
-    index = open_split(config.data, split)
-    _check_model(state, config)
-    _check_classes(state, index)
-    if split == "boxed_train" and not any(map(len, index.boxes)):
-        raise UserError(
-            f"the training images of {index.root} have no boxes that its layout reads, to choose thresholds by; "
-            "leave --threshold-from out"
+        config = checkpoint_config(state, overrides, say)
+        runtime = open_runtime(
+            config.run.device, config.run.precision, config.run.deterministic, config.run.threads, world
         )
+        config = settle_loader(config, runtime.device, say)
+        index = open_split(config.data, split)
+        _check_model(state, config)
+        _check_classes(state, index)
+        if split == "boxed_train" and not any(map(len, index.boxes)):
+            raise UserError(
+                f"the training images of {index.root} have no boxes that its layout reads, to choose thresholds by; "
+                "leave --threshold-from out"
+            )
+        model = runtime.move(restore_predictor(state, config.eval.ema))
 
     def watch(images: Tensor, raws: Tensor, scores: Tensor) -> None:
         observe(images, raws, scores)
         if maps is not None:
             write_maps(maps, index, images, raws)
 
-    model = runtime.move(restore_predictor(state, config.eval.ema))
     return score_split(model, index, runtime, config, console, watch), index
 
 

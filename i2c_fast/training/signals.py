@@ -17,7 +17,8 @@ class StopRequest:
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.requested: str | None = None
+        self.requested: str | None = None  # of this process
+        self.agreed: str | None = None  # of all ranks
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """Training images that do not decode: each is named once, and too many stop the run."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -16,15 +17,17 @@ class UnreadableImages:
 
     Args:
         run: its folder. index: the training split. limit: how many different images may be unreadable.
+        writes: False for a rank whose first one keeps the file.
     """
 
-    def __init__(self, run: Path, index: ImageIndex, limit: int, console: Console) -> None:
+    def __init__(self, run: Path, index: ImageIndex, limit: int, console: Console, writes: bool = True) -> None:
+        self.writes = writes
         self.path, self.index, self.limit, self.console = run / "unreadable.txt", index, limit, console
         lines = self.path.read_text("utf-8", "surrogateescape").splitlines() if self.path.is_file() else []
         self.known = {line.partition("\t")[0] for line in lines}
 
-    def note(self, found: tuple[tuple[int, str], ...]) -> None:
-        """Take down the (image, reason) pairs a batch met.
+    def note(self, found: Iterable[tuple[int, str]]) -> None:
+        """Take down the (image, reason) pairs that batches met, the same on all ranks.
 
         Raises:
             UserError: more than the limit.
@@ -34,8 +37,9 @@ class UnreadableImages:
             if name in self.known:
                 continue
             self.known.add(name)
-            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(f"{name}\t{reason}\n")
+            if self.writes:
+                with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                    file.write(f"{name}\t{reason}\n")
             printable = name.encode(errors="backslashreplace").decode()
             self.console.print(
                 f"unreadable, replaced by others of its class: {printable} ({reason})", highlight=False, markup=False

@@ -69,8 +69,8 @@ def test_seed_epoch_and_step_each_change_the_plan() -> None:
 
 def test_plan_has_the_documented_shapes_and_types() -> None:
     plan = sampler(classes=3, images=4).plan(0, 0)
-    assert [part.shape for part in plan] == [(12,), (12,), (12,), (12, 2), (12,)]
-    assert [part.dtype for part in plan] == [np.int64, np.int64, np.int64, np.float64, np.bool_]
+    assert [part.shape for part in plan] == [(12,), (12,), (12,), (12, 2), (12,), (12,)]
+    assert [part.dtype for part in plan] == [np.int64, np.int64, np.int64, np.float64, np.bool_, np.int64]
 
 
 @pytest.mark.parametrize(("classes", "images"), [(1, 1), (4, 2), (9, 2), (9, 5), (20, 2), (40, 3)])

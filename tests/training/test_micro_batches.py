@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2c_fast.data import ClassPairedSampler
+from i2c_fast.data import ClassPairedSampler, Deal
 from i2c_fast.data.sampler import PlainSampler
 from i2c_fast.errors import UserError
 
@@ -41,11 +41,11 @@ def test_parts_are_views_of_the_batch_in_order() -> None:
 def test_parts_that_are_not_alike_are_refused(slots: int, parts: int, message: str) -> None:
     labels = torch.arange(6).repeat_interleave(5).numpy()
     with pytest.raises(UserError, match=f"batch.micro_batches={parts} .*{message}"):
-        ClassPairedSampler(labels, slots, 2, seed=0).check_micro_batches(parts)
+        ClassPairedSampler(labels, slots, 2, 0, Deal(parts))
 
 
 def test_plain_batches_divide_by_images() -> None:
-    sampler = PlainSampler(torch.arange(30).numpy() % 6, 3, 2, seed=0)
-    sampler.check_micro_batches(2)
+    labels = torch.arange(30).numpy() % 6
+    PlainSampler(labels, 3, 2, 0, Deal(2))
     with pytest.raises(UserError, match="1, 2, 3, 6 would"):
-        sampler.check_micro_batches(4)
+        PlainSampler(labels, 3, 2, 0, Deal(4))

@@ -1,0 +1,216 @@
+"""The ranks of a run: processes that divide each batch, one a GPU, as torchrun starts them on one node or on many."""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import UserError
+
+T = TypeVar("T")
+
+# What torchrun tells each process it starts.
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks; alone by default, and then every call gives back what it is given."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # on this node
+    store: Any = None  # holds a few words of each rank
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one rank."""
+        return self.size == 1
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """All ranks, for torch's collectives; None if there is one."""
+        return None if self.alone else dist.group.WORLD
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on every rank; waits for all of them."""
+        values = [value] * self.size
+        if not self.alone:
+            dist.all_gather_object(values, value)
+        return values
+
+    def mean_(self, values: Tensor) -> Tensor:
+        """The mean over ranks in place, the same bits on each; the host does not wait where tensors lie on a GPU."""
+        if not self.alone:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All ranks leave the block, or none: where one raises a `UserError`, the others end as well.
+
+        The block itself must not communicate.
+        """
+        error: UserError | None = None
+        try:
+            yield
+        except UserError as raised:
+            error = raised
+        if any(self.gather(error is not None)):
+            raise error or SystemExit(2)
+
+    def check_alike(self, facts: Mapping[str, str]) -> None:
+        """Compare facts that have to be equal on all ranks.
+
+        Raises:
+            UserError: that names the first difference, and who differs.
+        """
+        everyone = self.gather((dict(facts), socket.gethostname()))
+        first, first_host = everyone[0]
+        for rank, (others, host) in enumerate(everyone):
+            for name, value in first.items():
+                if others.get(name) != value:
+                    raise UserError(
+                        f"rank 0 on {first_host} has {name} {value}, rank {rank} on {host} has {others.get(name)}; "
+                        "start all ranks with the same options, files and code"
+                    )
+
+
+ALONE = World()
+
+
+@contextmanager
+def open_world(device: str, timeout: float) -> Iterator[World]:
+    """The ranks that torchrun started this process among; alone where it was started by itself.
+
+    While open, an error that all ranks meet is told by the first of them, and a rank that stops or no longer answers is
+    named by the others.
+
+    Args:
+        device: as ``run.device``; GPUs communicate by NCCL, processors by gloo.
+        timeout: seconds that ranks wait for each other.
+
+    Raises:
+        UserError: a launcher's mistake, or another rank that stopped.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    world = _join(device, timeout)
+    try:
+        yield world
+    except UserError as error:
+        if not _first_to_tell(world, str(error)):
+            raise SystemExit(2) from None
+        raise
+    except RuntimeError as error:  # torch's word for a collective that failed
+        stopped = _absent(world)
+        if not stopped:
+            raise
+        told = f"{' and '.join(stopped)} stopped or does not answer; continue from the newest checkpoint with --resume"
+        if not _first_to_tell(world, told):
+            raise SystemExit(2) from error
+        raise UserError(told) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(device: str, timeout: float) -> World:
+    missing = [name for name in LAUNCHED if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE is set, {', '.join(missing)} not; start ranks by torchrun, or unset WORLD_SIZE")
+    rank, size, local_rank, on_node = (int(os.environ[name]) for name in LAUNCHED[:4])
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus and on_node > torch.cuda.device_count():
+        raise UserError(
+            f"{on_node} ranks on this node of {torch.cuda.device_count()} GPUs; start as many ranks as GPUs by "
+            f"torchrun --nproc-per-node={torch.cuda.device_count()}, or use processors by run.device=cpu"
+        )
+    if device.startswith("cuda:"):
+        raise UserError(f"run.device={device} names one GPU for all ranks; each takes its own with run.device=cuda")
+    wait = timedelta(seconds=timeout)
+    try:
+        if on_gpus:
+            torch.cuda.set_device(local_rank)
+        # Objects travel by gloo also beside NCCL, which would make the GPU wait for them.
+        backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+        with _fresh_store(rank, wait) as store:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"rank {rank} cannot join the others at {address} ({_one_line(error)}); is the port in use, or closed to "
+            "this node? torchrun --rdzv-endpoint=HOST:PORT names another"
+        ) from None
+    return World(rank, size, local_rank, store)
+
+
+@contextmanager
+def _fresh_store(rank: int, wait: timedelta) -> Iterator[dist.Store]:
+    """A store that holds nothing of an earlier start; while it is open the other ranks can join.
+
+    torchrun keeps one store when it starts ranks anew, with the addresses of those that died, and nodes do not count
+    their restarts alike. So rank 0 draws a name for each start, and tells it to whoever asks.
+    """
+    store = next(dist.rendezvous("env://", timeout=wait))[0]
+    me = uuid.uuid4().hex
+    if rank:
+        store.set(f"question {store.add('questions', 1)}", me)
+        yield dist.PrefixStore(store.get(f"answer {me}").decode(), store)
+        return
+    started = threading.Event()
+    # A client of its own: one that waits for a key serves nobody else.
+    client = next(dist.rendezvous("env://", timeout=wait))[0]
+    listener = threading.Thread(target=_answer, args=(client, me, started), daemon=True)
+    listener.start()
+    try:
+        yield dist.PrefixStore(me, store)
+    finally:
+        started.set()
+        listener.join()
+
+
+def _answer(store: dist.Store, name: str, started: threading.Event) -> None:
+    answered = set()
+    while not started.wait(0.02):
+        for number in range(1, store.add("questions", 0) + 1):
+            # Whoever died may have taken a number and asked nothing.
+            if number not in answered and store.check([f"question {number}"]):
+                store.set(f"answer {store.get(f'question {number}').decode()}", name)
+                answered.add(number)
+
+
+def _first_to_tell(world: World, message: str) -> bool:
+    try:
+        return int(world.store.add(f"told {message}", 1)) == 1
+    except RuntimeError:  # the store went with the rank that held it
+        return True
+
+
+def _absent(world: World, patience: float = 5.0) -> list[str]:
+    """Names of the ranks that do not answer a roll call within `patience` seconds."""
+    try:
+        world.store.set(f"present {world.rank}", "")
+        last = time.monotonic() + patience
+        while True:
+            absent = [rank for rank in range(world.size) if not world.store.check([f"present {rank}"])]
+            if not absent or time.monotonic() > last:
+                return [f"rank {rank}" for rank in absent]
+            time.sleep(0.1)
+    except RuntimeError:
+        return ["rank 0"]  # it holds the store
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
