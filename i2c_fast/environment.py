@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "triton", "torchvision", "numpy", "opencv-python-headless", "nvidia-dali-cuda130", "apex")
+PACKAGES = (
+    "torch", "triton", "torchvision", "numpy", "opencv-python-headless", "pillow", "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120", "apex",
+)  # fmt: skip
 
 
 def environment() -> dict[str, str]:

@@ -16,6 +16,7 @@ pytest.importorskip("nvidia.dali")
 
 from i2c_fast.data import (
     ClassPairedSampler,
+    Deal,
     EvalBatches,
     Flavor,
     ImageIndex,
@@ -296,6 +297,23 @@ def test_threads_and_prefetching_change_no_pixel(generated: Path, threads: int, 
     assert len(found) == len(reference) == 5
     for first, second in zip(reference, found, strict=True):
         assert_equal(first, second)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_have_the_parts_of_one_batch(generated: Path, ranks: int) -> None:
+    index = read_split(generated, "train")
+    (whole,) = train_loader(train_batches(index), [(1, 0)], 1, DALI)
+    for rank in range(ranks):
+        sampler = ClassPairedSampler(index.labels, 4, 2, 5, Deal(ranks=ranks, rank=rank))
+        (part,) = train_loader(TrainBatches(index, sampler, SIZE, SHORT), [(1, 0)], 1, DALI)
+        assert len(part.images) == 8 // ranks
+        assert_equal(part, TrainBatch(*(one[part.image_ids] for one in whole[:4])))
+
+
+def test_no_position_is_no_batch(generated: Path) -> None:
+    # A rank has none where there are fewer batches than ranks.
+    assert list(eval_loader(EvalBatches(read_split(generated, "val"), SIZE, 4), 1, DALI, [])) == []
+    assert list(train_loader(train_batches(read_split(generated, "train")), [], 1, DALI)) == []
 
 
 def test_a_position_gives_the_same_batch_wherever_loading_begins(generated: Path) -> None:
