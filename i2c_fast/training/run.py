@@ -30,7 +30,7 @@ from .scoring import score_split
 # What may change when a run is continued: it decides where and how fast, not what is computed.
 FREE_ON_RESUME = (
     "run.device", "run.threads", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.max_skipped",
-    "run.compile", "run.cuda_graph", "optim.impl",
+    "run.compile", "run.cuda_graph", "run.rank_timeout", "optim.impl",
     "data.root", "data.layout", "data.metadata", "data.workers", "data.max_unreadable",
     "data.loader", "data.prefetch", "data.hw_decoder_load",  # see `settle_loader`
     "model.weights", "model.init",

@@ -56,6 +56,16 @@ def test_an_overflow_leaves_no_trace_but_the_scale() -> None:
     assert scale.value == 2.0**39
 
 
+def test_a_continued_run_goes_on_with_its_scale() -> None:
+    first, second = (step_over(small_localizer(6), runtime=FP16) for _ in range(2))
+    assert first.scale is not None and second.scale is not None
+    first.scale.value.fill_(2.0**40)
+    take(first, 0)
+    take(first, 1)
+    second.load_state_dict(first.state_dict())
+    assert (second.scale.value, second.scale.steps) == (first.scale.value, first.scale.steps) == (2.0**38, 0)
+
+
 def test_the_scale_does_not_change_what_is_learned() -> None:
     found = []
     for value in (2.0**3, 2.0**8):
