@@ -67,7 +67,7 @@ def test_demo_trains_both_branches_by_the_given_keys(tmp_path: Path, monkeypatch
     configs = []
     monkeypatch.setattr(demo, "write_generated", lambda *_, **__: None)
 
-    def start(config: Config, run: Path, console: Console) -> None:
+    def start(config: Config, run: Path, console: Console, **_: object) -> None:
         configs.append(config)
         raise KeyboardInterrupt
 
