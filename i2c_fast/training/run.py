@@ -49,7 +49,8 @@ def start_run(
     """Train a configuration in the folder `run`.
 
     The folder gets ``config.toml``, ``environment.json``, ``log.jsonl``, ``tensorboard/``, ``checkpoints/``, and at the
-    end ``evaluation.json`` and ``weights.safetensors``.
+    end ``evaluation.json``, ``weights.safetensors`` and, if an EMA is kept, ``weights_ema.safetensors``; ``stopped`` is
+    there while the run waits, after a signal, to be continued.
 
     Args:
         resume: ``required`` continues from the newest readable checkpoint, ``auto`` does if there is one, ``never``
@@ -131,7 +132,7 @@ def build_trainer(
         )
         config = _settled(config, runtime, console, state)
         train, val = open_split(config.data, "train"), open_split(config.data, "val")
-        model = _build_model(config, train, console, state)
+        model = _build_model(config, runtime, train, console, state)
     world.check_alike(_facts(config, train, val))
     trainer = Trainer(config, run, runtime.move(model), train, val, runtime, console)
     if state is not None:
@@ -154,11 +155,13 @@ def _settled(config: Config, runtime: Runtime, console: Console, state: dict[str
     return settle_loader(config, runtime.device, say, began_with)
 
 
-def _build_model(config: Config, train: ImageIndex, console: Console, state: dict[str, Any] | None) -> Localizer:
+def _build_model(
+    config: Config, runtime: Runtime, train: ImageIndex, console: Console, state: dict[str, Any] | None
+) -> Localizer:
     """The model with the weights it starts from, on the CPU; those of a checkpoint come with the trainer's state."""
     chosen = config.model
-    if chosen.bn == "sync" and config.run.device == "cpu":
-        raise UserError("model.bn=sync needs GPUs; take local or frozen")
+    if chosen.bn == "sync" and runtime.device.type != "cuda":
+        raise UserError(f"model.bn=sync needs GPUs, this run is on {runtime.device}; take local or frozen")
     seed_all(config.run.seed)
     model = build_localizer(chosen.backbone, len(train.classes), chosen.head_width, chosen.dropout)
     if config.data.image_size < 2 * model.stride:

@@ -102,7 +102,7 @@ class TrainStep:
         optimizer.found_inf, divisor = skipped, None
         if self.clip_norm:
             # The norm is that of scaled gradients, so it is at most clip_norm after the division.
-            divisor = (norm / self.clip_norm).clamp(min=1.0 if self.scale is None else self.scale.value)
+            divisor = (norm / self.clip_norm).float().clamp(min=1.0 if self.scale is None else self.scale.value)
         elif self.scale is not None:
             divisor = self.scale.value.clone()
         optimizer.grad_scale = divisor
