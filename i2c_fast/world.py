@@ -122,8 +122,11 @@ def open_world(device: str, timeout: float) -> Iterator[World]:
         if not _first_to_tell(world, told):
             raise SystemExit(2) from error
         raise UserError(told) from error
-    finally:
+    except SystemExit:  # all of them leave
         dist.destroy_process_group()
+        raise
+    # After an error nobody waits for ranks that may be gone.
+    dist.destroy_process_group()
 
 
 def _join(device: str, timeout: float) -> World:
