@@ -18,7 +18,8 @@ A ring crosses each node's border once, and NCCL has one for each adapter, so a 
 gradients go one after the other. Without overlap they wait for the end of backward; with it, at best, only the last
 bucket does, and what takes longer than backward. The objective's exchange stands between forward and backward, that of
 the terms after backward. Objects (stop requests, unreadable images) go by gloo over TCP, in two rings of R − 1 hops,
-every ``run.log_every`` steps.
+every ``run.log_every`` steps. What ``model.bn=sync`` would add stands apart: means and variances of each layer are
+gathered going forward, and two sums of each reduced going backward.
 """
 
 # ruff: noqa: E402
@@ -179,11 +180,14 @@ def row_of(model: Model, ranks: int, images: int, machine: Machine) -> Row:
         gradients = [all_reduce(size, ranks, machine, way) for size in of_bucket]
         objective = parts * (all_gather if kind == "rows" else all_reduce)(given, ranks, machine, way)
         terms = all_reduce(TERMS * FP32, ranks, machine, way)
+        norms = [2 * channels * FP32 for channels in model.norms]
+        synced = sum(f(size, ranks, machine, way) for size in norms for f in (all_gather, all_reduce))
         # Backward is two thirds of the work; only that of the last micro-batch has gradients to exchange.
         left = max(gradients[-1], sum(gradients) - compute / parts * 2 / 3)
         always = compute + objective + terms + objects
         row["ways"][way] = {
             "gradients_ms": sum(gradients) * 1e3, "objective_ms": objective * 1e3, "terms_ms": terms * 1e3,
+            "bn_sync_ms": parts * synced * 1e3,
             "step_ms": (always + sum(gradients)) * 1e3, "efficiency": compute / (always + sum(gradients)),
             "overlapped_step_ms": (always + left) * 1e3, "overlapped_efficiency": compute / (always + left),
         }  # fmt: skip
@@ -212,7 +216,6 @@ def models_table(models: list[Model]) -> Table:
         mega = [model.parameters, model.parameters * FP32, model.parameters * FP32]
         rows = [80 * model.row * FP32, exchanged_rows(model, 2, model.classes)[1]]
         parameters, gradients, momentum, of_images, of_classes = (f"{size / 1e6:.1f}" for size in (*mega, *rows))
-        # Means and variances of all channels are gathered going forward, and two sums of each reduced going backward.
         norms = f"{2 * sum(model.norms) * FP32 / 1e6:.2f} in {len(model.norms)}"
         table.add_row(
             model.name, f"{parameters} M", gradients, str(len(buckets(model.sizes))), momentum, of_images, of_classes,
@@ -306,6 +309,8 @@ def main(
         for name, rows in (("weak", weak), ("strong", strong)):
             found = "; ".join(f"{way} {ranks or 'at none'}" for way, ranks in stops_paying(rows).items())
             console.print(f"Below {WORTH:.0%} ({name}) at ranks: {found}", highlight=False)
+        added = weak[-1]["ways"]["hierarchical"]["bn_sync_ms"]
+        console.print(f"{weak[-1]['ranks']} ranks, hierarchical: model.bn=sync adds {added:.0f} ms", highlight=False)
         for text, row in changed.items():
             best = row["ways"]["hierarchical"]
             console.print(

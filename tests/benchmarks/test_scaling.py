@@ -43,6 +43,12 @@ def test_a_step_of_four_ranks_on_two_nodes_is_as_worked_out_by_hand() -> None:
     assert row["read_bytes_per_s"] == pytest.approx(row["images_per_s"] * 1e5)
 
 
+def test_synchronized_batch_norm_gathers_and_reduces_for_each_layer() -> None:
+    row = scaling.row_of(replace(MODEL, norms=(100, 100)), 4, 10, MACHINE)["ways"]["ring"]
+    # Each 3·(800/10e9 + 5e-6) forward and 6·(800/40e9 + 5e-6) backward.
+    assert row["bn_sync_ms"] == pytest.approx(2 * (0.01524 + 0.03012))
+
+
 def test_what_backward_is_too_short_for_is_waited_for() -> None:
     row = scaling.row_of(replace(MODEL, flops=1e6), 4, 10, MACHINE)["ways"]["ring"]
     hidden = 0.02 * 2 / 3  # ms
