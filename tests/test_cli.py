@@ -45,6 +45,13 @@ def assert_one_line(result: Result, *words: str) -> None:
         assert word in result.stderr
 
 
+def test_the_package_is_a_module_to_run_as_torchrun_does() -> None:
+    command = [sys.executable, "-m", "i2c_fast", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: i2c-fast train")
+
+
 def test_train_evaluate_predict_from_the_shell(tiny_set: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('description = "mine"\n[i2c]\nk = 2\n')
