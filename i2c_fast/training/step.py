@@ -105,7 +105,7 @@ class TrainStep:
             divisor = (norm / self.clip_norm).float().clamp(min=1.0 if self.scale is None else self.scale.value)
         elif self.scale is not None:
             divisor = self.scale.value.clone()
-        optimizer.grad_scale = None if divisor is None else divisor.float()  # also where gradients are fp64
+        optimizer.grad_scale = divisor
         if self.scale is not None:
             self.scale.update(skipped)
         return skipped
