@@ -142,6 +142,9 @@ class OptimConfig:
     body_bias_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of body biases")] = 2.0
     head_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of head weights")] = 10.0
     head_bias_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of head biases")] = 20.0
+    scale_lr: Annotated[
+        bool, Field(description="multiply learning rates by the images in a batch over 80, the paper's batch")
+    ] = False
     clip_norm: Annotated[Number, Field(ge=0, description="largest norm of all gradients together; 0: any")] = 0.0
     ema_decay: Annotated[
         Number, Field(ge=0, lt=1, description="of a moving average (EMA) of the weights kept beside them; 0: none")

@@ -76,9 +76,10 @@ class Sampler:
         units = self._units() // parts
         if units % ranks:
             fitting = [str(n) for n in range(1, units + 1) if units % n == 0]
+            of = f" of each of {parts} micro-batches" if parts > 1 else ""
             raise UserError(
-                f"{ranks} ranks cannot divide {units} {self.unit} alike; {', '.join(fitting)} ranks can, or give "
-                f"another batch.classes ({self.slots}, {self.images} images each, in {parts} micro-batches)"
+                f"{ranks} ranks cannot divide the {units} {self.unit}{of} alike; {', '.join(fitting)} ranks can, or "
+                f"give another batch.classes than {self.slots}"
             )
 
     def _micro_batches(self) -> list[int]:

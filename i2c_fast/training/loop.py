@@ -21,7 +21,7 @@ from .checkpoint import checkpoint_path, save_checkpoint
 from .ema import EMA
 from .loading import loading_of
 from .logs import Meter, NoLog, RunLog
-from .optimizer import learning_rate, set_learning_rate
+from .optimizer import batch_factor, learning_rate, set_learning_rate
 from .scoring import score_split
 from .signals import StopRequest
 from .stage import open_step
@@ -113,6 +113,7 @@ class Trainer:
         stage = self.timeline.stages[position.stage]
         unread: list[tuple[int, float, Tensor]] = []
         unreadable: list[tuple[int, str]] = []
+        factor = batch_factor(self.config.batch, self.config.optim)
         # Dropout and what methods draw differ between ranks, and depend on nothing that went before.
         own = (self.world.rank,) if self.world.rank else ()
         self.method.train()
@@ -120,7 +121,7 @@ class Trainer:
         with Meter(self.console, title, per_epoch, position.step_in_epoch) as meter:
             for batch in islice(batches, per_epoch - position.step_in_epoch):
                 unreadable += batch.unreadable
-                rate = learning_rate(stage, self.timeline.position(self.step).step_in_stage, per_epoch)
+                rate = factor * learning_rate(stage, self.timeline.position(self.step).step_in_stage, per_epoch)
                 set_learning_rate(self.train_step.optimizer, rate)
                 seed_all(run.seed, self.step, *own)
                 unread.append((self.step, rate, self.train_step(batch)))

@@ -5,9 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from ..config import OptimConfig, StageConfig
+from ..config import BatchConfig, OptimConfig, StageConfig
 from ..methods import Method
 from .apex import apex_sgd
+
+
+PAPER_BATCH = 80  # images, for which the recipes' learning rates are made
 
 
 def build_optimizer(method: Method, optim: OptimConfig) -> torch.optim.Optimizer:
@@ -51,6 +54,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"].fill_(rate * group["factor"])
         else:
             group["lr"] = rate * group["factor"]
+
+
+def batch_factor(batch: BatchConfig, optim: OptimConfig) -> float:
+    """What learning rates are multiplied by for the size of the batch (Goyal et al. 2017), if ``scale_lr`` asks for it."""
+    return batch.classes * batch.images / PAPER_BATCH if optim.scale_lr else 1.0
 
 
 def learning_rate(stage: StageConfig, step: int, steps_per_epoch: int) -> float:

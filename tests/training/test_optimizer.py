@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from i2c_fast.config import OptimConfig, StageConfig
+from i2c_fast.config import BatchConfig, OptimConfig, StageConfig
 from i2c_fast.methods import METHODS, Method
 from i2c_fast.models import build_localizer
-from i2c_fast.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from i2c_fast.training.optimizer import batch_factor, build_optimizer, learning_rate, set_learning_rate
 
 
 def method(backbone: str = "resnet18", name: str = "cam", **options: str) -> Method:
@@ -60,6 +60,12 @@ def test_skipping_the_very_first_step_leaves_momentum_zero() -> None:
     optimizer.step()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
+
+
+def test_learning_rates_follow_the_batch_only_where_asked_to() -> None:
+    batch = BatchConfig(classes=160, images=2)
+    assert batch_factor(batch, OptimConfig()) == 1
+    assert batch_factor(batch, OptimConfig(scale_lr=True)) == 4
 
 
 def test_steps_schedule_decays_after_each_milestone() -> None:
