@@ -9,7 +9,6 @@ from ..config import BatchConfig, OptimConfig, StageConfig
 from ..methods import Method
 from .apex import apex_sgd
 
-
 PAPER_BATCH = 80  # images, for which the recipes' learning rates are made
 
 
@@ -57,7 +56,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def batch_factor(batch: BatchConfig, optim: OptimConfig) -> float:
-    """What learning rates are multiplied by for the size of the batch (Goyal et al. 2017), if ``scale_lr`` asks for it."""
+    """What learning rates are multiplied by for the batch's size (Goyal et al. 2017) with ``scale_lr``."""
     return batch.classes * batch.images / PAPER_BATCH if optim.scale_lr else 1.0
 
 
