@@ -129,6 +129,8 @@ def build_trainer(
         runtime = open_runtime(
             config.run.device, config.run.precision, config.run.deterministic, config.run.threads, world
         )
+        if config.model.bn == "sync" and runtime.device.type != "cuda":
+            raise UserError("model.bn=sync needs GPUs; take local or frozen")
         config = _settled(config, runtime, console, state)
         train, val = open_split(config.data, "train"), open_split(config.data, "val")
         model = _build_model(config, train, console, state)
@@ -157,8 +159,6 @@ def _settled(config: Config, runtime: Runtime, console: Console, state: dict[str
 def _build_model(config: Config, train: ImageIndex, console: Console, state: dict[str, Any] | None) -> Localizer:
     """The model with the weights it starts from, on the CPU; those of a checkpoint come with the trainer's state."""
     chosen = config.model
-    if chosen.bn == "sync" and config.run.device == "cpu":
-        raise UserError("model.bn=sync needs GPUs; take local or frozen")
     seed_all(config.run.seed)
     model = build_localizer(chosen.backbone, len(train.classes), chosen.head_width, chosen.dropout)
     if config.data.image_size < 2 * model.stride:
