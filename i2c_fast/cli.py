@@ -15,6 +15,9 @@ from rich.table import Table
 from . import __version__
 from .errors import UserError, printable
 
+# torch reads it when it is imported. Where a rank dies, its store's clients would write what they did in C++.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 # No markup: names of files and images are printed, and are text.
 console = Console(soft_wrap=True, markup=False, emoji=False)
 PATH, SPLITS = click.Path(path_type=Path), click.Choice(["test", "val", "train"])

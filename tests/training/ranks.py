@@ -40,7 +40,7 @@ SMALL = (
     "batch.classes=4", "batch.images=2", "stage0.method=cam", "stage0.epochs=1", "stage0.lr=0.01",
     "stage1.method=i2c", "stage1.epochs=1", "stage1.lr=0.01", "optim.head_factor=1", "optim.head_bias_factor=1",
     "eval.threshold_step=16", "eval.batch=4", "eval.every=0", "run.device=cpu", "run.deterministic=true",
-    "run.log_every=2", "run.precision=fp64", "run.rank_timeout=100",
+    "run.log_every=2", "run.precision=fp64", "run.rank_timeout=60",
 )  # fmt: skip
 
 
@@ -61,10 +61,13 @@ class Job:
 
 
 def train_job(folder: Path, name: str, data: Path, *changes: str, fault: tuple[str, int, int] = ("", 1, 0)) -> Job:
-    """`i2c-fast train` of `SMALL`, changed, with its run in ``folder/name``; `changes` may hold options too."""
+    """`i2c-fast train` of `SMALL`, changed, with its run in ``folder/name``; `changes` may hold options too.
+
+    The last of several ``-o`` counts.
+    """
     recipe = folder / "empty.toml"
     recipe.write_text("")
-    return Job(name, ["train", recipe, f"data.root={data}", *SMALL, *changes, "-o", folder / name], *fault)
+    return Job(name, ["train", recipe, f"data.root={data}", *SMALL, "-o", folder / name, *changes], *fault)
 
 
 def write_set(root: Path) -> Path:
@@ -160,7 +163,7 @@ def forked(folder: Path, jobs: Sequence[Job], ranks: int, *environments: dict[st
     """
     (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs], default=str))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["i2c_fast.commands.evaluate", "torch.utils.tensorboard", __name__])
+    context.set_forkserver_preload(["i2c_fast.cli", "torch._inductor", "i2c_fast.commands.evaluate", __name__])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     common |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     each = environments if len(environments) == ranks else environments * ranks or ({},) * ranks
