@@ -38,6 +38,8 @@ class TrainBatch(NamedTuple):
 
     def split(self, parts: int) -> "list[TrainBatch]":
         """Equal parts one after the other, views of this batch; see `Deal`."""
+        if parts == 1:
+            return [self]
         pieces = zip(*(getattr(self, name).chunk(parts) for name in self._fields[:4]), strict=True)
         return [self._replace(**dict(zip(self._fields, piece, strict=False))) for piece in pieces]
 
