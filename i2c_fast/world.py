@@ -134,14 +134,16 @@ def _join(device: str, timeout: float) -> World:
     if missing:
         raise UserError(f"WORLD_SIZE is set, {', '.join(missing)} not; start ranks by torchrun, or unset WORLD_SIZE")
     rank, size, local_rank, on_node = (int(os.environ[name]) for name in LAUNCHED[:4])
-    on_gpus = device != "cpu" and torch.cuda.is_available()
+    on_gpus, mistake = device != "cpu" and torch.cuda.is_available(), ""
     if on_gpus and on_node > torch.cuda.device_count():
-        raise UserError(
+        mistake = (
             f"{on_node} ranks on this node of {torch.cuda.device_count()} GPUs; start as many ranks as GPUs by "
             f"torchrun --nproc-per-node={torch.cuda.device_count()}, or use processors by run.device=cpu"
         )
-    if device.startswith("cuda:"):
-        raise UserError(f"run.device={device} names one GPU for all ranks; each takes its own with run.device=cuda")
+    elif device.startswith("cuda:"):
+        mistake = f"run.device={device} names one GPU for all ranks; each takes its own with run.device=cuda"
+    if mistake:  # the same for all ranks of the node: its first one tells it
+        raise SystemExit(2) if local_rank else UserError(mistake)
     wait = timedelta(seconds=timeout)
     try:
         if on_gpus:

@@ -4,6 +4,7 @@ Python's start and torch's import are most of a small run's time. So one set of 
 that torchrun does not start fork from a server that has imported the package.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -42,6 +43,8 @@ SMALL = (
     "eval.threshold_step=16", "eval.batch=4", "eval.every=0", "run.device=cpu", "run.deterministic=true",
     "run.log_every=2", "run.precision=fp64", "run.rank_timeout=60",
 )  # fmt: skip
+
+HANGS = 600  # seconds that no job takes: a rank then tells where it stands, and ends
 
 
 @dataclass
@@ -273,7 +276,9 @@ def do_jobs(folder: Path, environment: dict[str, str]) -> None:
         for name, descriptor in (("out", 1), ("err", 2)):
             with (folder / f"{job.name}.{rank}.{name}").open("a") as file:
                 os.dup2(file.fileno(), descriptor)
+        faulthandler.dump_traceback_later(HANGS, exit=True)
         code = _do(job, rank)
+        faulthandler.cancel_dump_traceback_later()
         sys.stdout.flush()
         sys.stderr.flush()
         (folder / f"{job.name}.{rank}.code").write_text(str(code))
