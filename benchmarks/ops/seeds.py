@@ -6,7 +6,9 @@ from torch.nn import functional
 
 from i2c_fast import kernels
 
-from ..objective import THRESHOLD, draw, gather, loops_draw
+from .. import plain_tap
+from ..objective import THRESHOLD, draw, loops_draw
+from ..plain_tap import gather
 from ..sizes import Size
 from .problem import Outputs, Problem, bytes_of, row_bytes, seed_inputs
 
@@ -64,8 +66,12 @@ def tap(size: Size, device: torch.device) -> Problem:
     def eager(features: Tensor, indices: Tensor) -> Outputs:
         return features.view_as(features), gather(features, indices.long())
 
+    def by_hand(features: Tensor, indices: Tensor) -> Outputs:
+        tapped, slots = plain_tap.tap(features, indices.shape[1])
+        return tapped, plain_tap.gather_pixels(features, indices, slots)
+
     return Problem(
-        (features, indices), {"eager": eager, "fused": fused},
+        (features, indices), {"eager": eager, "plain tap": by_hand, "fused": fused},
         lambda features, indices: (features.view_as(features), kernels.gather_pixels_reference(features, indices)),
         2 * row_bytes(size), 2 * bytes_of(features) + 3 * row_bytes(size),
     )  # fmt: skip
@@ -85,6 +91,10 @@ def tap_dropout(size: Size, device: torch.device) -> Problem:
     def eager(features: Tensor, indices: Tensor) -> Outputs:
         return functional.dropout(features), gather(features, indices.long())
 
+    def by_hand(features: Tensor, indices: Tensor) -> Outputs:
+        dropped, slots = plain_tap.tap_dropout(features, indices.shape[1])
+        return dropped, plain_tap.gather_pixels(features, indices, slots)
+
     def judge(_: str, inputs: Outputs, outputs: Outputs) -> None:
         features, indices = inputs
         dropped = outputs[0] == 0
@@ -95,6 +105,6 @@ def tap_dropout(size: Size, device: torch.device) -> Problem:
 
     mask = features.numel()
     return Problem(
-        (features, indices), {"eager": eager, "fused": fused}, None,
+        (features, indices), {"eager": eager, "plain tap": by_hand, "fused": fused}, None,
         2 * bytes_of(features) + mask + 2 * row_bytes(size), 2 * bytes_of(features) + mask + 3 * row_bytes(size), judge,
     )  # fmt: skip

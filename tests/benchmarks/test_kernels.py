@@ -25,8 +25,10 @@ def test_without_a_gpu_results_are_checked_and_times_are_not_measured(tmp_path: 
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "out.json").read_text())
     assert {row["op"] for row in report["rows"]} == {"objective", "label_cam"}
-    assert {"loops", "eager", "compile", "fused"} <= {row["provider"] for row in report["rows"]}
+    assert {"loops", "eager", "compile", "plain tap", "fused"} <= {row["provider"] for row in report["rows"]}
     assert all(row["status"] == "ok" and row["error"] < 1e-5 and not row["phases"] for row in report["rows"])
+    assert all(row["results"][row["of"]]["error"] == row["error"] <= row["allowed"] for row in report["rows"])
+    assert report["bars"] and all(bar["kept"] is None for bar in report["bars"])
     assert "not measured" in report["measured"] and "not measured" in done.stdout
     assert {"torch", "triton", "gpu", "commit"} <= set(report["environment"])
 
