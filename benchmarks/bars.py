@@ -58,10 +58,12 @@ def _is_large(row: Row) -> bool:
 
 
 def _fractions(row: Row) -> tuple[float | None, float | None]:
-    """Of the forward and of the backward. A backward has no graph of its own: it is what the whole takes longer."""
+    """Of the forward and of the backward. A backward has no graph of its own: it is what the whole takes longer, and
+    not measured where the clock does not tell them apart."""
     forward, full, floor = row["phases"]["forward"], row["phases"]["full"], row["floors"]["backward"]
     backward_us = full["median_us"] - forward["median_us"]
-    return forward["fraction_of_read"], (floor["copy_us"] + floor["linear_us"]) / max(backward_us, 1e-3)
+    floor_us = floor["copy_us"] + floor["linear_us"]
+    return forward["fraction_of_read"], floor_us / backward_us if backward_us > 0 else None
 
 
 def _verdict(promise: str, bound: float, at_most: bool, measured: float | None) -> Row:

@@ -224,11 +224,11 @@ def _objective_candidate(
         mine, after = _fresh(batch, bank)
         if name == REDUCED:
             # Tensors of its own on the same memory: a mark stays on what it was set on.
-            maps, features, labels, *weights = (
-                one.detach() for one in (mine.maps, mine.features, mine.labels, *mine.weights)
-            )
-            mine = mine._replace(maps=maps, features=features.requires_grad_(), labels=labels, weights=tuple(weights))
-            _fixed((maps, features, labels, *weights, *after))
+            own = (mine.maps, mine.features, mine.labels, *mine.weights)
+            maps, features, labels, sc_weight, gc_weight = (tensor.detach() for tensor in own)
+            features.requires_grad_()
+            mine = objective.Batch(maps, features, mine.gradient, labels, (sc_weight, gc_weight), mine.seeds)
+            _fixed((maps, features, labels, *mine.weights, *after))
         made = Candidate(lambda: check(), {"full": Timed(lambda _: step(mine, after))})
 
         def check() -> Verdicts:

@@ -85,16 +85,16 @@ def floors_of(measured: Subject, size: Size) -> dict[str, dict[str, float]]:
 def run_subject(name: str, size: Size, device: torch.device, repeats: int, wrong: dict[str, str]) -> list[Row]:
     """One row a provider: checked, then timed together with the others if the batch is a usual one.
 
-    `wrong` names providers that failed in a batch before, which are not timed, and is added to.
+    `wrong` names providers that failed in an unusual batch before, which are not timed, and is added to.
     """
     measured = subject(name, size, device)
     rows: dict[str, Row] = {}
     right: dict[str, Candidate] = {}
     for provider, make in measured.candidates.items():
         candidate, result = checked(make)
-        if candidate is None:
+        if candidate is None and size.batch != "paired":
             wrong.setdefault(provider, size.changes())
-        elif provider in wrong:
+        elif candidate is not None and provider in wrong:
             result = {"status": f"wrong: not here, but at {wrong[provider]}"}
         rows[provider] = {
             "op": name, "size": describe(size), "changes": size.changes(), "provider": provider, **result,

@@ -89,6 +89,10 @@ def test_ops_bound_by_reading_are_judged_at_the_usual_size_and_larger_ones() -> 
     }
 
 
+def test_a_backward_that_the_clock_does_not_tell_is_not_measured() -> None:
+    assert bars([reader(BASE, 0.9, backward=0.0)])["label_cam, usual: fraction of a copy, backward"] is None
+
+
 def test_what_was_not_measured_is_said_so() -> None:
     for rows in ([], [row("objective", "fused"), row("label_cam", "fused+graph")]):
         found = bars(rows)

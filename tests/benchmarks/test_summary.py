@@ -6,7 +6,6 @@ from typing import Any
 
 import cv2
 import pytest
-
 from rich.console import Console
 
 from benchmarks.summary import PROVIDERS, plot, table
