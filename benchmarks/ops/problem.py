@@ -28,6 +28,8 @@ class Problem:
     backward_bytes: int = 0
     # Errors beyond those of the outputs against the truth; given provider, inputs and outputs, raises ValueError.
     judge: Callable[[str, Outputs, Outputs], None] | None = None
+    # The truth given what was drawn at random, which the outputs show; instead of `truth`.
+    truth_of: Callable[[Outputs], Provider] | None = None
     to_compile: Provider | None = None  # what one would write for a compiler, where that is not `eager`
     linear: tuple[int, int, int] | None = None  # [N, C] and [Y, C] that the op multiplies: its floor has that too
 
@@ -69,10 +71,11 @@ def judged(problem: Problem, provider: str, outputs: Outputs, gradients: Outputs
     """Each output and each gradient against the truth in fp64; ValueError for what no rounding explains."""
     if problem.judge is not None:
         problem.judge(provider, tuple(tensor.detach() for tensor in problem.inputs), outputs)
-    if problem.truth is None:
+    reference = problem.truth if problem.truth_of is None else problem.truth_of(outputs)
+    if reference is None:
         return {"draws": Verdict(0.0, 0.0)}
     (truth, to_truth), (plain, to_plain) = (
-        _results(problem.truth, inputs, upstream, provider, len(outputs))
+        _results(reference, inputs, upstream, provider, len(outputs))
         for inputs in (tuple(map(_double, problem.inputs)), tuple(map(_copy, problem.inputs)))
     )
     coarsest = None if is_ours(provider) else coarsest_of(*problem.inputs)

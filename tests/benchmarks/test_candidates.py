@@ -141,6 +141,16 @@ def test_one_wrong_element_of_an_output_or_gradient_of_an_op_is_found(name: str)
         assert found((*results[:i], slip, *results[i + 1 :])) == {name_of}
 
 
+@pytest.mark.parametrize("provider", ["eager", "plain tap", "fused"])
+def test_the_gradient_through_dropout_is_judged_by_what_was_dropped(provider: str) -> None:
+    problem = OPS["tap_dropout"].build(TINY[0], CPU)
+    outputs = problem.providers[provider](*problem.inputs)
+    upstream = upstream_of(outputs)
+    (gradient,) = gradients_of(problem.inputs, outputs, upstream)
+    assert not wrong(judged(problem, provider, outputs, (gradient,), upstream))
+    assert wrong(judged(problem, provider, outputs, (gradient.roll(1, 0),), upstream)) == {"gradient 0"}
+
+
 def test_ours_have_to_return_all_outputs() -> None:
     problem = OPS["class_means"].build(TINY[0], CPU)
     outputs = problem.providers["eager"](*problem.inputs)
