@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import objective, plain_tap
-from benchmarks.candidates import sizes_of, subject
+from benchmarks.candidates import REDUCED, sizes_of, subject
 from benchmarks.objective import Bank, Batch, Outcome
 from benchmarks.ops import OPS, gradients_of, judged, upstream_of
-from benchmarks.sizes import BATCHES, SIZES, TINY, TINY_UNUSUAL
+from benchmarks.sizes import BATCHES, SIZES, TINY, TINY_UNUSUAL, UNUSUAL, Size
 from benchmarks.verdicts import Verdicts
 
 CPU = torch.device("cpu")
@@ -206,3 +206,23 @@ def test_every_provider_of_the_draw_is_right_at_the_tiny_size() -> None:
     made = subject("sample_pixels", TINY[0], CPU)
     assert {*made.candidates} >= {"loops", "eager", "fused", "compile"}
     assert not any(wrong(make().check()) for make in made.candidates.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", ["loops", "eager+graph", "plain tap", "plain tap+graph", "compile", REDUCED])
+@pytest.mark.parametrize("name", ["objective", "inter_image_loss", "tap", "tap_dropout", "label_cam", "pooled_head"])
+def test_peers_are_right_on_a_gpu(name: str, provider: str) -> None:
+    made = subject(name, Size(8, 5, 3, 64, 14, 14, 64), torch.device("cuda")).candidates
+    if provider not in made:
+        pytest.skip(f"{name} has no {provider}")
+    assert not wrong(made[provider]().check())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", UNUSUAL, ids=Size.changes)
+@pytest.mark.parametrize("name", ["objective", "inter_image_loss", "label_cam", "pooled_head", "update_centers"])
+def test_unusual_batches_are_right_on_a_gpu(name: str, size: Size) -> None:
+    made = subject(name, size, torch.device("cuda")).candidates
+    assert {provider: wrong(make().check()) for provider, make in made.items()} == {
+        provider: set() for provider in made
+    }
