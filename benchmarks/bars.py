@@ -60,10 +60,12 @@ def _is_large(row: Row) -> bool:
 def _fractions(row: Row) -> tuple[float | None, float | None]:
     """Of the forward and of the backward. A backward has no graph of its own: it is what the whole takes longer, and
     not measured where the clock does not tell them apart."""
-    forward, full, floor = row["phases"]["forward"], row["phases"]["full"], row["floors"]["backward"]
+    forward, full, floors = row["phases"]["forward"], row["phases"]["full"], row.get("floors")
     backward_us = full["median_us"] - forward["median_us"]
-    floor_us = floor["copy_us"] + floor["linear_us"]
-    return forward["fraction_of_read"], floor_us / backward_us if backward_us > 0 else None
+    if floors is None or backward_us <= 0:  # a file of before has no floors
+        return forward["fraction_of_read"], None
+    backward = floors["backward"]
+    return forward["fraction_of_read"], (backward["copy_us"] + backward["linear_us"]) / backward_us
 
 
 def _verdict(promise: str, bound: float, at_most: bool, measured: float | None) -> Row:

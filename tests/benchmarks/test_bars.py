@@ -93,6 +93,19 @@ def test_a_backward_that_the_clock_does_not_tell_is_not_measured() -> None:
     assert bars([reader(BASE, 0.9, backward=0.0)])["label_cam, usual: fraction of a copy, backward"] is None
 
 
+def test_a_file_of_before_the_second_clock_can_be_read() -> None:
+    old = [*objective(40), reader(BASE, 0.9, backward=80.0)]
+    for one in old:
+        del one["floors"]
+        for times in one["phases"].values():
+            times.pop("back_to_back_us", None)
+    found = bars(old)
+    assert found["objective: fused+graph, µs"] is True
+    assert found["objective: fused against eager, back to back, times faster"] is None
+    assert found["label_cam, usual: fraction of a read-only reduction, forward"] is True
+    assert found["label_cam, usual: fraction of a copy, backward"] is None
+
+
 def test_what_was_not_measured_is_said_so() -> None:
     for rows in ([], [row("objective", "fused"), row("label_cam", "fused+graph")]):
         found = bars(rows)
