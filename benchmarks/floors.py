@@ -38,6 +38,29 @@ def read_us(size: int) -> float:
     return min(time.median_us for time in times.values())
 
 
+@cache
+def copy_us(size: int) -> float:
+    """Median time of a copy that moves `size` bytes, half of them read and half written, and none of them cached."""
+    source = torch.randn(max(size // 8, 1), device="cuda")
+    target = torch.empty_like(source)
+    return measure({"copy": Timed(lambda _: target.copy_(source))})["copy"].median_us
+
+
+@cache
+def linear_us(images: int, channels: int, classes: int, dtype: torch.dtype) -> dict[str, float]:
+    """Median times of the products of [N, C] and [Y, C]: the forward's one, the backward's two, and all three."""
+    x, weight, gradient = (
+        torch.randn(*shape, device="cuda", dtype=dtype)
+        for shape in ((images, channels), (classes, channels), (images, classes))
+    )
+    calls = {
+        "forward": Timed(lambda _: x @ weight.t()),
+        "backward": Timed(lambda _: (gradient @ weight, gradient.t() @ x)),
+    }
+    times = {name: time.median_us for name, time in measure(calls).items()}
+    return {**times, "full": times["forward"] + times["backward"]}
+
+
 def ceilings() -> dict[str, float]:
     """GB/s of a reduction and of a copy (bytes read plus written) of 1 GiB, and TFLOP/s of a bf16 product of 8192²."""
     size = 1 << 30

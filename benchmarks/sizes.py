@@ -1,5 +1,6 @@
 """The sizes at which kernels are measured and compiled: one usual batch, and that batch with one thing changed."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ class Size:
     head: int = 1024
     layout: str = "channels_last"
     dtype: str = "bf16"
+    batch: str = "paired"  # of BATCHES; one other than "paired" is checked, not timed
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -48,9 +50,27 @@ class Size:
         return tensor
 
     def labels(self, device: torch.device) -> Tensor:
-        """Two images of a class next to each other, as the sampler of the trainer gives them."""
-        return (torch.arange(self.images, device=device) // 2 * 7) % self.classes
+        """int64 [N] of this size's batch; −100 is an ignored image."""
+        labels = BATCHES[self.batch](torch.arange(self.images, device=device))
+        return torch.where(labels < 0, labels, labels % self.classes)
 
+    def ranks(self, device: torch.device) -> Tensor:
+        """int64 [N] the rank of each image where two divide the batch."""
+        return torch.arange(self.images, device=device) // (self.images // 2)
+
+
+def _ignored(i: Tensor) -> Tensor:
+    return torch.where(i % 3 == 1, -100, i // 2 * 7)
+
+
+# Classes of the images i of a batch, on which SC and GC depend.
+BATCHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "paired": lambda i: i // 2 * 7,  # two images of a class next to each other, as the trainer's sampler gives them
+    "unpaired": lambda i: i // 3 * 7,  # each third image is left over
+    "ignored": _ignored,  # each third image, and with it its pair
+    "many members": lambda i: torch.where(i % 5 == 4, 1, 0),  # two classes
+    "singletons": lambda i: i,  # no pair at all
+}
 
 # ResNet50 at 224 px in half precision: what a training step looks like.
 BASE = Size()
@@ -67,6 +87,17 @@ TINY: tuple[Size, ...] = (
     Size(4, 5, 3, 8, 5, 6, 8, "channels_last", "fp32"),
     Size(4, 5, 20, 8, 5, 6, 8, "NCHW", "fp32"),
     Size(4, 5, 3, 8, 5, 6, 8, "channels_last", "bf16"),
+)
+# Checked before anything is timed: batches that no sampler gives, sizes that no block divides, pixels so few that
+# seeds repeat.
+UNUSUAL: tuple[Size, ...] = tuple(
+    Size(78, 131, 5, 515, 7, 9, 130, layout, dtype, batch)
+    for batch in BATCHES
+    if batch != "paired"
+    for layout, dtype in (("NCHW", "fp32"), ("channels_last", "bf16"))
+)
+TINY_UNUSUAL: tuple[Size, ...] = tuple(
+    Size(6, 11, 3, 9, 2, 5, 8, "channels_last", "fp32", batch) for batch in BATCHES if batch != "paired"
 )
 # Shapes nobody tunes for, to compile: single elements, primes, more than one block of everything.
 ODD: tuple[Size, ...] = (

@@ -7,14 +7,20 @@ from rich.table import Table
 
 NOT_MEASURED = "not measured"
 HEADINGS = (
-    "provider", "error", "phase", "µs (middle half)", "host µs", "MB", "GB/s", "of read", "kernels", "syncs", "peak MB"
+    "provider", "error", "phase", "µs (middle half)", "back to back", "host µs", "MB", "GB/s", "of read", "of copy",
+    "kernels", "syncs", "peak MB",
 )  # fmt: skip
-# Marker and color of each in the picture; the colors are told apart by color-blind readers too (Okabe and Ito).
+# Marker and color of each in the picture: graphs are stars in their provider's color. The colors are told apart by
+# color-blind readers too (Okabe and Ito).
 PROVIDERS = {
     "loops": ("s", "#999999"),
     "eager": ("o", "#56b4e9"),
+    "eager+graph": ("*", "#56b4e9"),
     "compile": ("D", "#0072b2"),
-    "fused": ("^", "#e69f00"),
+    "compile, reduce-overhead": ("*", "#0072b2"),
+    "plain tap": ("v", "#009e73"),
+    "plain tap+graph": ("*", "#009e73"),
+    "fused": ("^", "#d55e00"),
     "fused+graph": ("*", "#d55e00"),
 }
 
@@ -37,9 +43,10 @@ def table(title: str, rows: list[dict[str, Any]]) -> Table:
             counts = [str(row["kernels"]), str(row["synchronizations"]), peak]
             out.add_row(
                 row["provider"], error, phase,
-                f"{times['median_us']:.1f} ({times['low_us']:.1f}–{times['high_us']:.1f})", f"{times['host_us']:.0f}",
-                f"{row['bytes'][phase] / 1e6:.1f}", f"{times['GB_per_s']:.0f}", f"{times['fraction_of_read']:.0%}",
-                *(counts if whole else []),
+                f"{times['median_us']:.1f} ({times['low_us']:.1f}–{times['high_us']:.1f})",
+                "" if times["back_to_back_us"] is None else f"{times['back_to_back_us']:.1f}",
+                f"{times['host_us']:.0f}", f"{row['bytes'][phase] / 1e6:.1f}", f"{times['GB_per_s']:.0f}",
+                f"{times['fraction_of_read']:.0%}", f"{times['fraction_of_copy']:.0%}", *(counts if whole else []),
             )  # fmt: skip
     return out
 
@@ -65,10 +72,12 @@ def plot(report: dict[str, Any], path: Path) -> str:
         medians, low, high = ([mine[ops[position]][key] for position in positions] for key in keys)
         axis.hlines(positions, low, high, color=color, linewidth=2)
         axis.scatter(medians, positions, marker=marker, color=color, s=42, zorder=3, label=provider)
-    # What a reduction that only reads as many bytes takes: the same for all providers of an op.
+    # What a reduction that only reads as many bytes takes, and products if any: the same for all providers of an op.
     floors = {row["op"]: list(row["phases"].values())[-1] for row in rows}
     reads = [times["median_us"] * times["fraction_of_read"] for times in floors.values()]
-    axis.scatter(reads, range(len(ops)), marker="|", color="black", s=160, label="reading as many bytes")
+    axis.scatter(
+        reads, range(len(ops)), marker="|", color="black", s=160, label="reading as many bytes, and its products"
+    )
     axis.set_yticks(range(len(ops)), ops)
     axis.invert_yaxis()
     axis.set_xscale("log")

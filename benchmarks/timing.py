@@ -1,8 +1,13 @@
-"""How a call on a GPU is measured: time with a cold cache, kernels, waits of the host, memory.
+"""How a call on a GPU is measured: by two clocks, and by its kernels, waits of the host and memory.
 
-A time is that between two CUDA events around the call. Before each call a buffer several times the size of the second
-cache level is read, so that the call finds none of its inputs there; while the GPU reads, about 0.1 ms, the host begins
-to issue the call, as a host that runs ahead in training does. Providers take turns: a drifting clock meets them all.
+Latency is the time between two CUDA events around one call. Before each call a buffer several times the size of the
+second cache level is read, so that the call finds none of its inputs there; while the GPU reads, about 0.1 ms, the host
+begins to issue the call, so that up to as much of the host's time is hidden.
+
+Throughput is the time of many calls issued one after the other without waiting, until the GPU has done the last,
+divided by their number: the slower of host and GPU decides, nothing is hidden, and what the cache can hold stays there.
+
+Providers take turns in both: a drifting clock meets them all.
 """
 
 import statistics
@@ -15,17 +20,25 @@ import torch
 
 REPEATS = 50
 WARMUP = 5
+# Throughput: rounds, and seconds and calls of one provider in each.
+ROUNDS = 7
+BLOCK_SECONDS = 0.02
+BLOCK_CALLS = (10, 500)
+
+
+def _nothing() -> None:
+    pass
 
 
 class Timed(NamedTuple):
     """`call`, timed, is given what `prepare`, not timed, returned."""
 
     call: Callable[[Any], object]
-    prepare: Callable[[], Any] = lambda: None
+    prepare: Callable[[], Any] = _nothing
 
 
 class Times(NamedTuple):
-    """Microseconds: the median, the middle half of the repeats, and what the host needed to issue the call."""
+    """Microseconds of latency: the median, the middle half of the repeats, and the host's time to issue the call."""
 
     median_us: float
     low_us: float
@@ -34,7 +47,7 @@ class Times(NamedTuple):
 
 
 def measure(calls: dict[str, Timed], repeats: int = REPEATS) -> dict[str, Times]:
-    """Time all calls in turns on the current GPU."""
+    """Latency of all calls, in turns on the current GPU."""
     evict = _eviction()
     device_us: dict[str, list[float]] = {name: [] for name in calls}
     host_us: dict[str, list[float]] = {name: [] for name in calls}
@@ -59,6 +72,36 @@ def measure(calls: dict[str, Timed], repeats: int = REPEATS) -> dict[str, Times]
 def _summary(device_us: list[float], host_us: list[float]) -> Times:
     low, median, high = statistics.quantiles(device_us, n=4)
     return Times(median, low, high, statistics.median(host_us))
+
+
+def back_to_back(
+    calls: dict[str, Timed], rounds: int = ROUNDS, synchronize: Callable[[], None] = torch.cuda.synchronize
+) -> dict[str, float]:
+    """Throughput: median microseconds a call. One that has to be prepared is left out: that would be timed too."""
+    alone = {name: timed for name, timed in calls.items() if timed.prepare is _nothing}
+    sizes = {name: _block_size(timed, synchronize) for name, timed in alone.items()}
+    found: dict[str, list[float]] = {name: [] for name in alone}
+    for _ in range(rounds):
+        for name, timed in alone.items():
+            found[name].append(_block_us(timed, sizes[name], synchronize))
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def _block_size(timed: Timed, synchronize: Callable[[], None]) -> int:
+    """Calls that take about `BLOCK_SECONDS` together."""
+    fewest, most = BLOCK_CALLS
+    for _ in range(WARMUP):
+        timed.call(None)
+    return min(max(int(BLOCK_SECONDS * 1e6 / max(_block_us(timed, fewest, synchronize), 1e-3)), fewest), most)
+
+
+def _block_us(timed: Timed, count: int, synchronize: Callable[[], None]) -> float:
+    synchronize()
+    began = time.perf_counter()
+    for _ in range(count):
+        timed.call(None)
+    synchronize()
+    return (time.perf_counter() - began) / count * 1e6
 
 
 def _eviction() -> Callable[[], object]:

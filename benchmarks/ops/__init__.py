@@ -1,18 +1,19 @@
 """Each op at a size: its inputs, plain PyTorch that does the same, and how a result is judged.
 
 ``eager`` is what one would write with care: vectorized, no wait of the host. ``loops`` goes image by image and looks at
-labels and masks on the host, as the released implementation of the method does.
+labels and masks on the host, as the released implementation of the method does. ``plain tap`` is the
+tap in PyTorch alone.
 """
 
 from . import losses, maps, seeds
-from .problem import Op, Outputs, Problem, Provider, error_of, gradients_of, upstream_of
+from .problem import Op, Outputs, Problem, Provider, gradients_of, judged, upstream_of
 
-__all__ = ["OPS", "Op", "Outputs", "Problem", "Provider", "error_of", "gradients_of", "upstream_of"]
+__all__ = ["OPS", "Op", "Outputs", "Problem", "Provider", "gradients_of", "judged", "upstream_of"]
 
-_HEAD = ("images", "classes", "height", "width", "head", "layout", "dtype")
+_HEAD = ("images", "classes", "height", "width", "head", "layout", "dtype", "batch")
 _MAPS = ("images", "height", "width")
 _SEEDS = ("images", "seeds", "features", "height", "width", "layout", "dtype")
-_VALUES = ("images", "seeds", "features", "dtype")
+_VALUES = ("images", "seeds", "features", "dtype", "batch")
 
 OPS: dict[str, Op] = {
     "normalize_cam": Op(maps.normalize_cam, _MAPS),
@@ -24,7 +25,7 @@ OPS: dict[str, Op] = {
     "tap_dropout": Op(seeds.tap_dropout, _SEEDS),
     "pair_consistency_loss": Op(losses.pair_consistency_loss, _VALUES),
     "class_means": Op(losses.class_means, _VALUES),
-    "center_loss": Op(losses.center_loss, ("images", "classes", "features")),
-    "update_centers": Op(losses.update_centers, ("images", "classes", "features")),
-    "inter_image_loss": Op(losses.inter_image_loss, (*_SEEDS, "classes")),
+    "center_loss": Op(losses.center_loss, ("images", "classes", "features", "batch")),
+    "update_centers": Op(losses.update_centers, ("images", "classes", "features", "batch")),
+    "inter_image_loss": Op(losses.inter_image_loss, (*_SEEDS, "classes", "batch")),
 }

@@ -8,8 +8,9 @@ from torch import Tensor
 from i2c_fast import kernels
 
 from ..objective import ALPHA, gather, make_bank, move_centers
+from ..ranks import all_of, on_ranks
 from ..sizes import Size
-from .problem import Outputs, Problem, bytes_of, indices_by_class, row_bytes, seed_inputs
+from .problem import Outputs, Problem, Provider, bytes_of, indices_by_class, row_bytes, seed_inputs
 
 
 def _values(size: Size, device: torch.device) -> Tensor:
@@ -28,11 +29,11 @@ def pair_consistency_loss(size: Size, device: torch.device) -> Problem:
         return (torch.stack([(images[i] - images[j]).square().sum(1).mean() for i, j in pairs]).mean(),)
 
     def fused(values: Tensor, labels: Tensor) -> Outputs:
-        return kernels.pair_consistency_loss(values, labels)[:1]
+        return kernels.pair_consistency_loss(values, labels)
 
     return Problem(
         (_values(size, device), size.labels(device)), {"loops": loops, "eager": eager, "fused": fused},
-        lambda values, labels: kernels.pair_consistency_loss_reference(values, labels)[:1],
+        kernels.pair_consistency_loss_reference,
         row_bytes(size), 2 * row_bytes(size),
     )  # fmt: skip
 
@@ -52,11 +53,11 @@ def class_means(size: Size, device: torch.device) -> Problem:
             means[members[0]] = torch.stack([values[i] for i in members]).float().mean((0, 1))
         return (means,)
 
-    providers = {"loops": loops, "eager": eager, "fused": lambda v, labels: kernels.class_means(v, labels)[:1]}
+    providers = {"loops": loops, "eager": eager, "fused": kernels.class_means}
     means = 4 * size.images * size.features
     return Problem(
         (_values(size, device), size.labels(device)), providers,
-        lambda values, labels: kernels.class_means_reference(values, labels)[:1],
+        kernels.class_means_reference,
         row_bytes(size) + means, row_bytes(size) + means,
     )  # fmt: skip
 
@@ -81,10 +82,10 @@ def center_loss(size: Size, device: torch.device) -> Problem:
         present = [(i, y) for i, y in enumerate(labels.tolist()) if y >= 0]
         return (torch.stack([(means[i] - centers[y]).square().sum() for i, y in present]).mean(),)
 
-    providers = {"loops": loops, "eager": eager, "fused": lambda *inputs: kernels.center_loss(*inputs)[:1]}
+    providers = {"loops": loops, "eager": eager, "fused": kernels.center_loss}
     return Problem(
         (means.requires_grad_(), labels, centers), providers,
-        lambda *inputs: kernels.center_loss_reference(*inputs)[:1], bytes_of(means), 2 * bytes_of(means),
+        kernels.center_loss_reference, bytes_of(means), 2 * bytes_of(means),
     )  # fmt: skip
 
 
@@ -142,16 +143,19 @@ def inter_image_loss(size: Size, device: torch.device) -> Problem:
             gaps.append((torch.stack([values[i] for i in members]).mean((0, 1)) - centers[label]).square().sum())
         return torch.stack(distances).mean(), torch.stack(gaps).mean()
 
+    # A batch that no sampler gives pairs inside its ranks alone, whether they are there or not.
+    groups = None if size.batch == "paired" else size.ranks(device)
+
     def fused(*inputs: Tensor) -> Outputs:
-        out = kernels.inter_image_loss(*inputs)
-        return out.sc, out.gc
+        return all_of(kernels.inter_image_loss(*inputs, groups=groups))
 
     def truth(*inputs: Tensor) -> Outputs:
-        out = kernels.inter_image_loss_reference(*inputs)
-        return out.sc, out.gc
+        return all_of(kernels.inter_image_loss_reference(*inputs, groups=groups))
 
+    providers: dict[str, Provider] = {"loops": loops, "eager": eager, "fused": fused}
+    if groups is not None:
+        providers |= {"fused, 2 ranks": on_ranks(table=False), "fused, 2 ranks by class": on_ranks(table=True)}
     return Problem(
-        (features, indices, size.labels(device), make_bank(size, device).centers),
-        {"loops": loops, "eager": eager, "fused": fused}, truth,
+        (features, indices, size.labels(device), make_bank(size, device).centers), providers, truth,
         2 * row_bytes(size) + 8 * size.images * size.features, bytes_of(features) + 3 * row_bytes(size),
     )  # fmt: skip

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from i2c_fast import kernels
 
+from ..plain_tap import columns_of
 from ..sizes import Size
 from .problem import Outputs, Problem, bytes_of
 
@@ -38,9 +39,18 @@ def _head_inputs(size: Size, device: torch.device) -> Outputs:
 
 
 def _label_maps(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    """One row of the weight times each image, in the precision of x as autocast has it."""
-    maps = weight[labels].to(x.dtype)[:, None] @ x.flatten(2)
+    """One row of the weight times each image, in the precision of x as autocast has it; its gradient has x's layout."""
+    rows = weight[labels].to(x.dtype)
+    columns, dim = columns_of(x)
+    maps = columns @ rows[:, :, None] if dim == 1 else rows[:, None] @ columns
     return maps.view(len(x), *x.shape[2:]).float() + bias[labels, None, None]
+
+
+def _label_maps_to_compile(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    """The same as products and a sum, which Inductor makes one kernel of; a matrix product it leaves to a library."""
+    rows, (columns, dim) = weight[labels], columns_of(x)
+    maps = (columns.float() * (rows[:, None] if dim == 1 else rows[:, :, None])).sum(3 - dim)
+    return maps.view(len(x), *x.shape[2:]) + bias[labels, None, None]
 
 
 def label_cam(size: Size, device: torch.device) -> Problem:
@@ -61,6 +71,7 @@ def label_cam(size: Size, device: torch.device) -> Problem:
     return Problem(
         inputs, providers, lambda *inputs: (kernels.label_cam_reference(*inputs),),
         bytes_of(x) + maps, 2 * bytes_of(x) + maps + bytes_of(weight, bias),
+        to_compile=lambda *inputs: (_label_maps_to_compile(*inputs),),
     )  # fmt: skip
 
 
@@ -73,6 +84,11 @@ def pooled_head(size: Size, device: torch.device) -> Problem:
         with torch.no_grad():
             return logits, _label_maps(x, weight, bias, labels)
 
+    def to_compile(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Outputs:
+        logits = functional.linear(x.mean((2, 3), dtype=weight.dtype), weight, bias)
+        with torch.no_grad():
+            return logits, _label_maps_to_compile(x, weight, bias, labels)
+
     def loops(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Outputs:
         # All Y maps of each image, their means, and the label's.
         maps = functional.conv2d(x, weight.to(x.dtype)[:, :, None, None]).float() + bias[:, None, None]
@@ -83,4 +99,5 @@ def pooled_head(size: Size, device: torch.device) -> Problem:
     return Problem(
         inputs, providers, kernels.pooled_head_reference,
         bytes_of(x, weight, bias) + 4 * size.images * (size.pixels + size.classes), bytes_of(x) + 2 * bytes_of(weight),
+        to_compile=to_compile, linear=(size.images, size.head, size.classes),
     )  # fmt: skip

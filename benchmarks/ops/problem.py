@@ -1,4 +1,4 @@
-"""What an op is measured with at one size, and how a result is judged."""
+"""What an op is measured with at one size, and how its results are judged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..objective import relative_error
 from ..sizes import Size
+from ..verdicts import Verdict, Verdicts, coarsest_of, is_ours, verdict
 
 Outputs = tuple[Tensor, ...]
 Provider = Callable[..., Outputs]
@@ -17,16 +17,21 @@ Provider = Callable[..., Outputs]
 class Problem:
     """Providers take `inputs` in this order; from random gradients of the outputs those get one that require it.
 
-    Bytes are those that have to move through memory: each input read once, each output written once.
+    Others than ours may leave out the last outputs. Bytes are those that have to move through memory: each input read
+    once, each output written once.
     """
 
     inputs: Outputs
     providers: dict[str, Provider]  # loops, eager, fused
-    truth: Provider | None  # in fp64, on fp64 inputs; None where `judge` needs none
+    truth: Provider | None  # plain reference, run in fp64 and in the working dtypes; None where `judge` needs none
     forward_bytes: int
     backward_bytes: int = 0
     # Errors beyond those of the outputs against the truth; given provider, inputs and outputs, raises ValueError.
     judge: Callable[[str, Outputs, Outputs], None] | None = None
+    # The truth given what was drawn at random, which the outputs show; instead of `truth`.
+    truth_of: Callable[[Outputs], Provider] | None = None
+    to_compile: Provider | None = None  # what one would write for a compiler, where that is not `eager`
+    linear: tuple[int, int, int] | None = None  # [N, C] and [Y, C] that the op multiplies: its floor has that too
 
 
 @dataclass
@@ -62,17 +67,41 @@ def seed_inputs(size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
     return features, indices
 
 
-def error_of(problem: Problem, provider: str, outputs: Outputs, gradients: Outputs, upstream: Outputs) -> float:
-    """Largest relative error of outputs and gradients against the truth in fp64; ValueError if `judge` objects."""
+def judged(problem: Problem, provider: str, outputs: Outputs, gradients: Outputs, upstream: Outputs) -> Verdicts:
+    """Each output and each gradient against the truth in fp64; ValueError for what no rounding explains."""
     if problem.judge is not None:
         problem.judge(provider, tuple(tensor.detach() for tensor in problem.inputs), outputs)
-    if problem.truth is None:
-        return 0.0
-    inputs = tuple(_double(tensor) for tensor in problem.inputs)
-    expected = problem.truth(*inputs)
-    wanted = gradients_of(inputs, expected, tuple(tensor.double() for tensor in upstream))
-    pairs = zip((*outputs, *gradients), (*expected, *wanted), strict=True)
-    return max(relative_error(got, truth) for got, truth in pairs)
+    reference = problem.truth if problem.truth_of is None else problem.truth_of(outputs)
+    if reference is None:
+        return {"draws": Verdict(0.0, 0.0)}
+    (truth, to_truth), (plain, to_plain) = (
+        _results(reference, inputs, upstream, provider, len(outputs))
+        for inputs in (tuple(map(_double, problem.inputs)), tuple(map(_copy, problem.inputs)))
+    )
+    coarsest = None if is_ours(provider) else coarsest_of(*problem.inputs)
+    names = [f"output {i}" for i in range(len(outputs))] + [f"gradient {i}" for i in range(len(gradients))]
+    results = zip(names, (*outputs, *gradients), (*truth, *to_truth), (*plain, *to_plain), strict=True)
+    return {name: verdict(got, exact, rounded, coarsest) for name, got, exact, rounded in results}
+
+
+def _results(
+    reference: Provider, inputs: Outputs, upstream: Outputs, provider: str, count: int
+) -> tuple[Outputs, Outputs]:
+    """The first `count` outputs of the reference, all where the provider has to have them, and its gradients."""
+    outputs = reference(*inputs)
+    if provider in ("fused", "fused+graph") and count != len(outputs):
+        raise ValueError(f"returns {count} outputs, the reference {len(outputs)}")
+    outputs = outputs[:count]
+    differentiable = [tensor for tensor in outputs if tensor.requires_grad]
+    if len(differentiable) != len(upstream):
+        raise ValueError(f"{len(upstream)} outputs are differentiable, of the reference {len(differentiable)}")
+    return outputs, gradients_of(
+        inputs, outputs, tuple(one.to(out.dtype) for one, out in zip(upstream, differentiable, strict=True))
+    )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ from torch.nn import functional
 
 from i2c_fast import kernels
 
-from ..objective import THRESHOLD, draw, gather, loops_draw
+from .. import plain_tap
+from ..objective import THRESHOLD, draw, loops_draw
+from ..plain_tap import gather
 from ..sizes import Size
-from .problem import Outputs, Problem, bytes_of, row_bytes, seed_inputs
+from .problem import Outputs, Problem, Provider, bytes_of, row_bytes, seed_inputs
 
 
 def sample_pixels(size: Size, device: torch.device) -> Problem:
@@ -64,8 +66,12 @@ def tap(size: Size, device: torch.device) -> Problem:
     def eager(features: Tensor, indices: Tensor) -> Outputs:
         return features.view_as(features), gather(features, indices.long())
 
+    def by_hand(features: Tensor, indices: Tensor) -> Outputs:
+        tapped, slots = plain_tap.tap(features, indices.shape[1])
+        return tapped, plain_tap.gather_pixels(features, indices, slots)
+
     return Problem(
-        (features, indices), {"eager": eager, "fused": fused},
+        (features, indices), {"eager": eager, "plain tap": by_hand, "fused": fused},
         lambda features, indices: (features.view_as(features), kernels.gather_pixels_reference(features, indices)),
         2 * row_bytes(size), 2 * bytes_of(features) + 3 * row_bytes(size),
     )  # fmt: skip
@@ -74,7 +80,7 @@ def tap(size: Size, device: torch.device) -> Problem:
 def tap_dropout(size: Size, device: torch.device) -> Problem:
     """Dropout, which reads F and writes twice, and whose backward owns the memory that the columns are added in.
 
-    Judged by its outputs, which differ from draw to draw; the tests judge its gradient.
+    Its outputs differ from draw to draw; its gradient is judged by the elements that they show to be dropped.
     """
     features, indices = seed_inputs(size, device)
 
@@ -85,6 +91,10 @@ def tap_dropout(size: Size, device: torch.device) -> Problem:
     def eager(features: Tensor, indices: Tensor) -> Outputs:
         return functional.dropout(features), gather(features, indices.long())
 
+    def by_hand(features: Tensor, indices: Tensor) -> Outputs:
+        dropped, slots = plain_tap.tap_dropout(features, indices.shape[1])
+        return dropped, plain_tap.gather_pixels(features, indices, slots)
+
     def judge(_: str, inputs: Outputs, outputs: Outputs) -> None:
         features, indices = inputs
         dropped = outputs[0] == 0
@@ -93,8 +103,15 @@ def tap_dropout(size: Size, device: torch.device) -> Problem:
         if not torch.equal(outputs[1], gather(features, indices.long())):
             raise ValueError("gathered other vectors")
 
+    def truth_of(outputs: Outputs) -> Provider:
+        kept = outputs[0].detach() != 0
+        return lambda features, indices: (
+            torch.where(kept, 2 * features, 0.0), kernels.gather_pixels_reference(features, indices)
+        )  # fmt: skip
+
     mask = features.numel()
     return Problem(
-        (features, indices), {"eager": eager, "fused": fused}, None,
-        2 * bytes_of(features) + mask + 2 * row_bytes(size), 2 * bytes_of(features) + mask + 3 * row_bytes(size), judge,
+        (features, indices), {"eager": eager, "plain tap": by_hand, "fused": fused}, None,
+        2 * bytes_of(features) + mask + 2 * row_bytes(size), 2 * bytes_of(features) + mask + 3 * row_bytes(size),
+        judge, truth_of,
     )  # fmt: skip
