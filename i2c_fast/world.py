@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,6 +18,9 @@ from torch import Tensor
 from .errors import UserError
 
 T = TypeVar("T")
+
+# Seconds between a rank's signs of life, and without one until it is given up.
+BEAT, SILENCE = 1.0, 5.0
 
 # What torchrun tells each process it starts.
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -107,7 +110,7 @@ def open_world(device: str, timeout: float) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    world = _join(device, timeout)
+    world, alive, beating = _join(device, timeout)
     try:
         yield world
     except UserError as error:
@@ -115,21 +118,29 @@ def open_world(device: str, timeout: float) -> Iterator[World]:
             raise SystemExit(2) from None
         raise
     except RuntimeError as error:  # torch's word for a collective that failed
-        stopped = _absent(world)
+        _leave(device)  # whoever waits for this rank sees it at once
+        stopped = _silent(world)
         if not stopped:
             raise
         told = f"{' and '.join(stopped)} stopped or does not answer; continue from the newest checkpoint with --resume"
-        if not _first_to_tell(world, told):
-            raise SystemExit(2) from error
-        raise UserError(told) from error
-    except SystemExit:  # all of them leave
+        first = _first_to_tell(world, told)
+        if world.rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
+            time.sleep(2 * SILENCE)  # the store is this process's: the others still ask it
+        raise UserError(told) if first else SystemExit(2) from error
+    finally:
+        beating.set()
+        alive.join()
+        _leave(device)
+
+
+def _leave(device: str) -> None:
+    # NCCL would wait for ranks that may be gone; it ends with the process.
+    if dist.is_initialized() and (device == "cpu" or not torch.cuda.is_available()):
         dist.destroy_process_group()
-        raise
-    # After an error nobody waits for ranks that may be gone.
-    dist.destroy_process_group()
 
 
-def _join(device: str, timeout: float) -> World:
+def _join(device: str, timeout: float) -> tuple[World, threading.Thread, threading.Event]:
+    """The world, the thread that tells the others that this process lives, and what stops that."""
     missing = [name for name in LAUNCHED if name not in os.environ]
     if missing:
         raise UserError(f"WORLD_SIZE is set, {', '.join(missing)} not; start ranks by torchrun, or unset WORLD_SIZE")
@@ -150,20 +161,28 @@ def _join(device: str, timeout: float) -> World:
             torch.cuda.set_device(local_rank)
         # Objects travel by gloo also beside NCCL, which would make the GPU wait for them.
         backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
-        with _fresh_store(rank, wait) as store:
+        with _fresh_store(rank, wait) as (name, store):
+            store.set(f"beat {rank}", "0")
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
+        # A client of its own, for the other may wait.
+        client = dist.PrefixStore(name, next(dist.rendezvous("env://", timeout=wait))[0])
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
             f"rank {rank} cannot join the others at {address} ({_one_line(error)}); is the port in use, or closed to "
             "this node? torchrun --rdzv-endpoint=HOST:PORT names another"
         ) from None
-    return World(rank, size, local_rank, store)
+    stop = threading.Event()
+    heart = threading.Thread(target=_beat, args=(client, rank, stop), daemon=True)
+    heart.start()
+    return World(rank, size, local_rank, store), heart, stop
 
 
 @contextmanager
-def _fresh_store(rank: int, wait: timedelta) -> Iterator[dist.Store]:
-    """A store that holds nothing of an earlier start; while it is open the other ranks can join.
+def _fresh_store(rank: int, wait: timedelta) -> Iterator[tuple[str, dist.Store]]:
+    """A name, and the part of torchrun's store under it, which holds nothing of an earlier start.
+
+    While it is open the other ranks can join.
 
     torchrun keeps one store when it starts ranks anew, with the addresses of those that died, and nodes do not count
     their restarts alike. So rank 0 draws a name for each start, and tells it to whoever asks.
@@ -172,7 +191,8 @@ def _fresh_store(rank: int, wait: timedelta) -> Iterator[dist.Store]:
     me = uuid.uuid4().hex
     if rank:
         store.set(f"question {store.add('questions', 1)}", me)
-        yield dist.PrefixStore(store.get(f"answer {me}").decode(), store)
+        name = store.get(f"answer {me}").decode()
+        yield name, dist.PrefixStore(name, store)
         return
     started = threading.Event()
     # A client of its own: one that waits for a key serves nobody else.
@@ -180,7 +200,7 @@ def _fresh_store(rank: int, wait: timedelta) -> Iterator[dist.Store]:
     listener = threading.Thread(target=_answer, args=(client, me, started), daemon=True)
     listener.start()
     try:
-        yield dist.PrefixStore(me, store)
+        yield me, dist.PrefixStore(me, store)
     finally:
         started.set()
         listener.join()
@@ -203,18 +223,23 @@ def _first_to_tell(world: World, message: str) -> bool:
         return True
 
 
-def _absent(world: World, patience: float = 5.0) -> list[str]:
-    """Names of the ranks that do not answer a roll call within `patience` seconds."""
+def _silent(world: World) -> list[str]:
+    """Names of the ranks whose heart does not beat. It beats in one that waits for another, not in a stopped one."""
     try:
-        world.store.set(f"present {world.rank}", "")
-        last = time.monotonic() + patience
-        while True:
-            absent = [rank for rank in range(world.size) if not world.store.check([f"present {rank}"])]
-            if not absent or time.monotonic() > last:
-                return [f"rank {rank}" for rank in absent]
-            time.sleep(0.1)
+        before = [world.store.get(f"beat {rank}") for rank in range(world.size)]
+        time.sleep(SILENCE)
+        after = [world.store.get(f"beat {rank}") for rank in range(world.size)]
     except RuntimeError:
         return ["rank 0"]  # it holds the store
+    return [f"rank {rank}" for rank in range(world.size) if before[rank] == after[rank]]
+
+
+def _beat(store: dist.Store, rank: int, stop: threading.Event) -> None:
+    beats = 0
+    with suppress(RuntimeError):  # the store went with the rank that held it
+        while not stop.wait(BEAT):
+            beats += 1
+            store.set(f"beat {rank}", str(beats))
 
 
 def _one_line(error: Exception) -> str:
