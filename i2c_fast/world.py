@@ -110,7 +110,7 @@ def open_world(device: str, timeout: float) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    world, alive, beating = _join(device, timeout)
+    world, heart, stop = _join(device, timeout)
     try:
         yield world
     except UserError as error:
@@ -128,8 +128,8 @@ def open_world(device: str, timeout: float) -> Iterator[World]:
             time.sleep(2 * SILENCE)  # the store is this process's: the others still ask it
         raise UserError(told) if first else SystemExit(2) from error
     finally:
-        beating.set()
-        alive.join()
+        stop.set()
+        heart.join()
         _leave(device)
 
 
