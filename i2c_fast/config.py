@@ -92,6 +92,9 @@ class ModelConfig:
             "the start"
         ),
     ] = "local"
+    freeze: Annotated[
+        str, Field(description="layer of the body up to which weights and BatchNorm's statistics stay; '': none")
+    ] = ""
     weights: Annotated[
         str, Field(description="imagenet (torchvision's file, downloaded once), none, or such a file's path")
     ] = "imagenet"
@@ -109,6 +112,9 @@ class BatchConfig:
         Literal["auto", PlanName],
         Field(description="class_paired: slots of one class; plain: each image once an epoch; auto: the method's own"),
     ] = "auto"
+    epoch_fraction: Annotated[
+        Number, Field(gt=0, le=1, description="of an epoch's steps that are taken, where time is short")
+    ] = 1.0
     micro_batches: Annotated[
         int,
         Field(ge=1, description="parts of a batch whose gradients a step adds up, where memory is short"),
@@ -132,9 +138,12 @@ class StageConfig:
 
 @dataclass
 class OptimConfig:
+    name: Annotated[Literal["sgd", "adamw"], Field(description="adamw takes other rates; its betas are torch's")] = (
+        "sgd"
+    )
     impl: Annotated[
         Literal["auto", "torch", "apex"],
-        Field(description="whose fused SGD; auto: torch's"),
+        Field(description="whose fused optimizer; auto: torch's. apex: SGD alone"),
     ] = "auto"
     momentum: Annotated[Number, Field(ge=0, lt=1, description="of SGD")] = 0.9
     nesterov: Annotated[bool, Field(description="Nesterov's momentum")] = True

@@ -2,7 +2,7 @@
 
 from .baseline import centered_box_error
 from .boxes import Contours, find_contours, intersection_over_union, largest_region_boxes
-from .evaluate import BatchObserver, evaluate
+from .evaluate import BatchObserver, evaluate, unobserved
 from .failures import FAILURES, Outcome, outcome
 from .map_writer import require_empty, write_maps
 from .metric import LocalizationMetric
@@ -40,5 +40,6 @@ __all__ = [
     "require_empty",
     "score_maps",
     "score_masks",
+    "unobserved",
     "write_maps",
 ]

@@ -17,6 +17,10 @@ from .scores import Scores
 BatchObserver = Callable[[Tensor, Tensor, Tensor], None]
 
 
+def unobserved(images: Tensor, maps: Tensor, scores: Tensor) -> None:
+    """The observer that looks at nothing."""
+
+
 def evaluate(
     model: Localizer,
     index: ImageIndex,
@@ -29,7 +33,7 @@ def evaluate(
     ten_crop: bool = False,
     resize: Flavor = "linear",
     loading: Loading = BY_OPENCV,
-    observe: BatchObserver = lambda images, maps, scores: None,
+    observe: BatchObserver = unobserved,
 ) -> Scores:
     """Score a model on a split.
 
