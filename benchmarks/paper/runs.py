@@ -73,6 +73,12 @@ class Runs:
         """Stage 0 of a row's recipe."""
         return self._run(self._start_folder(row, seed), self._start_config(row, seed))
 
+    def done(self, row: Row, seed: int, start: bool = False) -> Evaluated | None:
+        """A row's run, or its start's, if it is there."""
+        folder = self._start_folder(row, seed) if start else self._folder(row, seed)
+        index = open_split(self.config(row, seed).data, "val")
+        return _load(folder, index) if (folder / RESULT).is_file() else None
+
     def config(self, row: Row, seed: int, *keys: str) -> Config:
         """Stage 1 alone, as the row changes it."""
         return self._build(row, f"run.seed={BRANCH_SEED + seed}", "stage0.epochs=0", *row.keys, *keys)

@@ -1,6 +1,7 @@
 """Maps → boxes → errors, by named protocols."""
 
 from .baseline import centered_box_error
+from .bootstrap import paired_difference, paired_differences
 from .boxes import Contours, find_contours, intersection_over_union, largest_region_boxes
 from .evaluate import BatchObserver, evaluate, unobserved
 from .failures import FAILURES, Outcome, outcome
@@ -9,7 +10,7 @@ from .metric import LocalizationMetric
 from .pixels import PixelAveragePrecision, combine_masks
 from .protocols import CONTOUR_IOUS, PaperProtocol, ScoringProtocol, Verdict, WsolEvaluationProtocol, named_protocol
 from .score_maps import score_maps, score_masks
-from .scores import LOCALIZATION_METRICS, Scores, accuracies, headline, paired_difference, paired_differences
+from .scores import LOCALIZATION_METRICS, Scores, accuracies, headline
 
 __all__ = [
     "CONTOUR_IOUS",
