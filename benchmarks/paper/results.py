@@ -11,7 +11,6 @@ from benchmarks.paper.runs import Evaluated, Runs
 from i2c_fast.config import as_dict
 from i2c_fast.evaluation import PaperProtocol, Scores, centered_box_error, paired_difference
 from i2c_fast.report.training_log import read_log
-from i2c_fast.training import open_split
 
 # Errors in per cent, and the protocol of each. MaxBoxAccV2's is 100 minus that accuracy.
 METRICS = {
@@ -37,14 +36,14 @@ def collect(experiment: Experiment, runs: Runs) -> dict[str, Any]:
             found = _seeds(row, runs)
             if found:
                 rows.append(_entry(row, found, {} if row is base else baseline, runs))
-    data = runs.config(runs.rows[0], runs.setting.seeds[0]).data
     return {
         "experiment": experiment.title,
         "setting": {
             "seeds": list(runs.setting.seeds), "budget": runs.setting.budget, "keys": list(runs.setting.overrides)
         },
-        "centered_box_gt_known_error": centered_box_error(open_split(data, "val"), PaperProtocol()),
+        "centered_box_gt_known_error": centered_box_error(runs.index(runs.rows[0]), PaperProtocol()),
         "rows": rows,
+        "paper": experiment.paper,
         "notes": list(experiment.notes),
     }  # fmt: skip
 
@@ -139,7 +138,9 @@ def choose(experiment: Experiment, runs: Runs) -> list[dict[str, Any]]:
             )
             for metric, protocol in METRICS.items()
         }
-        result.append({"sweep": sweep, "gt_known_on_half": on_half, "chosen": best.name, "minus_baseline_on_rest": rest})
+        result.append(
+            {"sweep": sweep, "gt_known_on_half": on_half, "chosen": best.name, "minus_baseline_on_rest": rest}
+        )
     return result
 
 
@@ -153,7 +154,8 @@ def _half(run: Evaluated, protocol: str, which: int) -> Scores:
 
 def as_markdown(results: dict[str, Any]) -> str:
     """The table, each error as a mean over seeds, with the difference from the baseline and the paper's error."""
-    heads = ["", *HEADINGS.values(), *(f"{HEADINGS[metric]} − baseline" for metric in ("loc_top1", "gt_known")), "paper"]
+    heads = ["", *HEADINGS.values(), *(f"{HEADINGS[metric]} − baseline" for metric in ("loc_top1", "gt_known"))]
+    heads.append(f"the paper’s, {results['paper']}")
     lines = [f"**{results['experiment']}.** {_conditions(results)}", "", _line(heads), _line(["---"] * len(heads))]
     several = len({(row["recipe"], row["image_size"]) for row in results["rows"]}) > 1
     for row in results["rows"]:
@@ -171,7 +173,7 @@ def _conditions(results: dict[str, Any]) -> str:
     seeds = sorted({len(row["seeds"]) for row in results["rows"]})
     return (
         f"Errors in per cent, lower is better (V2: 100 − MaxBoxAccV2), of {row['images']:,} images, means over "
-        f"{' or '.join(map(str, seeds))} seeds; differences with their 95 % interval. One centered box for all images: "
+        f"{' or '.join(map(str, seeds))} training seeds; differences with their 95 % interval. One centered box for all images: "
         f"Gt-known {results['centered_box_gt_known_error']:.1f}."
     )
 

@@ -4,7 +4,6 @@ import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +59,7 @@ class Runs:
         self.steps_done, self.seconds = 0.0, 0.0  # of the runs of this process
         seeds = setting.seeds
         self.todo = {self._folder(row, seed): self.config(row, seed) for seed in seeds for row in rows}
+        self.indexes: dict[str, ImageIndex] = {}
         self.todo |= {self._start_folder(row, seed): self._start_config(row, seed) for seed in seeds for row in rows}
         self.todo = {folder: config for folder, config in self.todo.items() if not (folder / RESULT).is_file()}
 
@@ -67,17 +67,23 @@ class Runs:
         """The run of a row from its seed's start; both are done first if they are not there."""
         start = self.start(row, seed)
         checkpoint = checkpoints_of(start.folder)[-1]
-        return self._run(self._folder(row, seed), self.config(row, seed, f"model.init={checkpoint}"))
+        config = self.config(row, seed, f"model.init={checkpoint}")
+        return self._run(self._folder(row, seed), config, self.index(row))
 
     def start(self, row: Row, seed: int) -> Evaluated:
         """Stage 0 of a row's recipe."""
-        return self._run(self._start_folder(row, seed), self._start_config(row, seed))
+        return self._run(self._start_folder(row, seed), self._start_config(row, seed), self.index(row))
 
     def done(self, row: Row, seed: int, start: bool = False) -> Evaluated | None:
         """A row's run, or its start's, if it is there."""
         folder = self._start_folder(row, seed) if start else self._folder(row, seed)
-        index = open_split(self.config(row, seed).data, "val")
-        return _load(folder, index) if (folder / RESULT).is_file() else None
+        return _load(folder, self.index(row)) if (folder / RESULT).is_file() else None
+
+    def index(self, row: Row) -> ImageIndex:
+        """The validation images of a row."""
+        if row.recipe not in self.indexes:
+            self.indexes[row.recipe] = open_split(self.config(row, self.setting.seeds[0]).data, "val")
+        return self.indexes[row.recipe]
 
     def config(self, row: Row, seed: int, *keys: str) -> Config:
         """Stage 1 alone, as the row changes it."""
@@ -106,8 +112,7 @@ class Runs:
         name = Path(row.recipe).stem
         return self.setting.output / (f"{name}-{row.size}" if row.size else name)
 
-    def _run(self, folder: Path, config: Config) -> Evaluated:
-        index = open_split(config.data, "val")
+    def _run(self, folder: Path, config: Config, index: ImageIndex) -> Evaluated:
         if folder in self.todo:
             self.console.print(f"{folder.name} ({len(self.todo)} runs to do{self._time_left()})", highlight=False)
             began = time.monotonic()

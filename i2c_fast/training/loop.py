@@ -195,9 +195,7 @@ class Trainer:
         with torch.compiler.set_stance("force_eager"), ExitStack() as stack:
             if self.config.eval.ema and self.ema is not None:
                 stack.enter_context(self.ema.in_model())
-            return score_split(
-                self.method.predictor, self.val_index, self.runtime, self.config, self.console, watch
-            )
+            return score_split(self.method.predictor, self.val_index, self.runtime, self.config, self.console, watch)
 
     def _stop(self, stop: StopRequest) -> None:
         self._save()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..config import BatchConfig, OptimConfig, StageConfig
+from ..errors import UserError
 from ..methods import Method
 from .apex import apex_sgd
 
@@ -13,7 +14,8 @@ PAPER_BATCH = 80  # images, for which the recipes' learning rates are made
 
 
 def build_optimizer(method: Method, optim: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW, with the release's learning-rate factors: body weights 1, body biases 2, head weights 10, head biases 20.
+    """SGD or AdamW, with a learning-rate factor for each group: by default the release's, 1 for body weights, 2 for
+    body biases, 10 for head weights and 20 for head biases.
 
     Other groups of a method have the factor 1. Momentum buffers exist from the start: torch's fused SGD leaves them
     uninitialized when its very first step is skipped.
