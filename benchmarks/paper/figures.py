@@ -48,7 +48,7 @@ def draw_fig3(path: Path, first: Evaluated, second: Evaluated, names: Sequence[s
         for i, image in zip(chosen, images, strict=True):
             gray = PaperProtocol().gray_map(run.maps[i], image.shape[1], image.shape[0])
             box = PaperProtocol().box_at(gray, threshold)
-            pictures.append(_square(draw_overlay(image, gray, box, index.boxes[i], SIDE)))
+            pictures.append(_square(draw_overlay(image, gray, box.tolist(), index.boxes[i], SIDE)))
         rows.append(pictures)
     note = (
         f"{len(only[0])} of {len(index)} images are localized by {names[0]} alone, {len(only[1])} by {names[1]} alone; "

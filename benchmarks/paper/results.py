@@ -125,10 +125,10 @@ def choose(experiment: Experiment, runs: Runs) -> list[dict[str, Any]]:
             found.setdefault(row.name.rpartition("-")[0], {})[row] = members
     result = []
     for sweep, rows in found.items():
-        on_half = {
-            row.name: float(np.mean([_half(run, "paper", 0).summary()["gt_known"]["error"] for run in members.values()]))
-            for row, members in rows.items()
-        }  # fmt: skip
+        on_half: dict[str, float] = {}
+        for row, members in rows.items():
+            errors = [_half(run, "paper", 0).summary()["gt_known"]["error"] for run in members.values()]
+            on_half[row.name] = float(np.mean(errors))
         best = min(rows, key=lambda row: on_half[row.name])
         rest = {
             metric: paired_difference(
@@ -173,8 +173,8 @@ def _conditions(results: dict[str, Any]) -> str:
     seeds = sorted({len(row["seeds"]) for row in results["rows"]})
     return (
         f"Errors in per cent, lower is better (V2: 100 − MaxBoxAccV2), of {row['images']:,} images, means over "
-        f"{' or '.join(map(str, seeds))} training seeds; differences with their 95 % interval. One centered box for all images: "
-        f"Gt-known {results['centered_box_gt_known_error']:.1f}."
+        f"{' or '.join(map(str, seeds))} training seeds; differences with their 95 % interval. One centered box for "
+        f"all images: Gt-known {results['centered_box_gt_known_error']:.1f}."
     )
 
 

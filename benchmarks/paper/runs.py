@@ -4,6 +4,7 @@ import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,7 +154,7 @@ class Maps:
     def save(self, path: Path) -> None:
         """Write maps, ranks of the labels and verdicts."""
         maps = np.stack([self.maps[i] for i in range(len(self.index))])
-        arrays = {"maps": maps, "ranks": self.ranks}
+        arrays: dict[str, Any] = {"maps": maps, "ranks": self.ranks}
         sizes = stored_sizes(self.index)
         for protocol in PROTOCOLS:
             metric = LocalizationMetric(protocol, check=False)

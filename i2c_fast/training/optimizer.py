@@ -1,6 +1,7 @@
 """SGD or AdamW over a method's parameter groups, and the learning-rate schedules of the recipes."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def build_optimizer(method: Method, optim: OptimConfig) -> torch.optim.Optimizer
     factors = {
         "body biases": optim.body_bias_factor, "head weights": optim.head_factor, "head biases": optim.head_bias_factor
     }  # fmt: skip
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "name": group.name,
             "params": group.params,
