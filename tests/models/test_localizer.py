@@ -211,7 +211,7 @@ def test_unknown_backbone_is_answered_with_the_nearest_name(name: str, nearest: 
     ("backbone", "last", "first_trained"),
     [
         ("inception_v3", "Mixed_6d", "Mixed_6e.branch1x1.conv.weight"),
-        ("resnet18", "layer2", "layer3.0.conv1.weight"),
+        ("resnet18", "layer2", "layer3.0.downsample.0.weight"),
         ("resnet18", "layer2.0", "layer2.1.conv1.weight"),
         ("vgg16", "features.26", "features.28.weight"),
     ],

@@ -122,5 +122,5 @@ def test_adamw_has_the_groups_of_sgd_and_skips_a_step_that_is_not_finite() -> No
 
 
 def test_apex_has_no_adamw() -> None:
-    with pytest.raises(UserError, match="optim.impl=apex has no adamw"):
+    with pytest.raises(UserError, match=r"optim.impl=apex has no adamw"):
         build_optimizer(method(), OptimConfig(name="adamw", impl="apex"))
