@@ -66,10 +66,11 @@ class Runs:
 
     def evaluated(self, row: Row, seed: int) -> Evaluated:
         """The run of a row from its seed's start; both are done first if they are not there."""
-        start = self.start(row, seed)
-        checkpoint = checkpoints_of(start.folder)[-1]
-        config = self.config(row, seed, f"model.init={checkpoint}")
-        return self._run(self._folder(row, seed), config, self.index(row))
+        return self._run(self._folder(row, seed), self.from_start(row, seed), self.index(row))
+
+    def from_start(self, row: Row, seed: int) -> Config:
+        """The configuration of a row's run from its seed's start, which is done first if it is not there."""
+        return self.config(row, seed, f"model.init={checkpoints_of(self.start(row, seed).folder)[-1]}")
 
     def start(self, row: Row, seed: int) -> Evaluated:
         """Stage 0 of a row's recipe."""

@@ -76,6 +76,19 @@ def test_each_experiment_writes_its_rows(command: str, reproduce: Command, outpu
         assert read_image(output / f"{name}.png").std() > 0
 
 
+def test_terms_are_compared_with_the_cross_entropy_by_both_distances(reproduce: Command, output: Path) -> None:
+    assert reproduce("terms").exit_code == 0
+    rows = json.loads((output / "terms.json").read_text())["rows"]
+    assert [row["distance"] for row in rows] == ["l2", "squared_l2"]
+    for row in rows:
+        assert row["ce"]["weighted_gradient_over_ce"] == pytest.approx(1)
+        expected = row["sc_weight"] * row["sc"]["value"] / row["ce"]["value"]
+        assert row["sc"]["weighted_over_ce"] == pytest.approx(expected)
+    # From the same weights on the same batches.
+    assert rows[0]["ce"] == pytest.approx(rows[1]["ce"])
+    assert rows[1]["sc"]["value"] > rows[0]["sc"]["value"]
+
+
 def test_runs_that_are_done_are_not_done_again(reproduce: Command, output: Path) -> None:
     reproduce("table4", "--rows", "cam")
     runs = output / "toy-32"
