@@ -24,6 +24,7 @@ SIDE = 150  # pixels of a picture in a sheet
 OF_EACH = 4  # images that one run localizes and the other does not
 TRAINING_IMAGES = 500  # at most, for Fig. 4
 BINS = 32  # of the histogram
+NO_PICTURE = "no picture: matplotlib is not installed (pip install matplotlib, or this clone with -e .[bench])"
 MAGENTA = (255, 0, 255)
 METRICS = ("cls_top1", "loc_top1", "gt_known")
 
@@ -89,7 +90,7 @@ def above_delta(maps: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def draw_fig4(path: Path, maps: NDArray[np.float32], index: ImageIndex) -> dict[str, Any]:
-    """Fig. 4a as numbers, and 4b as a picture: pixels above δ in magenta on some training images.
+    """Fig. 4a as numbers, and where matplotlib is installed as a chart; 4b as a picture of pixels above δ, in magenta.
 
     Returns:
         The histogram of the pixels above δ, and some percentiles.
@@ -104,6 +105,14 @@ def draw_fig4(path: Path, maps: NDArray[np.float32], index: ImageIndex) -> dict[
         pictures.append(image)
     title = f"Pixels above δ = {DELTA} of the label's map, on training images"
     save_picture(path, contact_sheet([pictures], [title], ""))
+    pyplot = _pyplot()
+    if pyplot is not None:
+        figure, axis = pyplot.subplots(figsize=(5, 3), layout="constrained")
+        axis.hist(counts, bins=BINS, color="#0072b2")
+        axis.set_xlabel(f"pixels above δ, of {above[0].size}")
+        axis.set_ylabel("training images")
+        figure.savefig(path.with_stem(f"{path.stem}a"), dpi=110)
+        pyplot.close(figure)
     edges = np.arange(0, above[0].size + 1, -(-above[0].size // BINS))
     edges = np.append(edges[edges < above[0].size], above[0].size + 1)
     return {
@@ -113,15 +122,52 @@ def draw_fig4(path: Path, maps: NDArray[np.float32], index: ImageIndex) -> dict[
     }  # fmt: skip
 
 
-def draw_fig5(path: Path, results: dict[str, Any]) -> str:
-    """Errors over λ1 by each distance, λ2 and K, where matplotlib is installed; returns what was done."""
+def draw_differences(path: Path, results: dict[str, Any]) -> str:
+    """Each row's difference from the baseline with its interval, gray where that includes 0; returns what was done."""
+    pyplot = _pyplot()
+    rows = [row for row in results["rows"] if row["minus_baseline"]]
+    if pyplot is None or not rows:
+        return NO_PICTURE if pyplot is None else "no picture: no row has a baseline"
+    figure, axes = pyplot.subplots(
+        1, 3, figsize=(9, 0.45 * len(rows) + 1.5), sharey=True, sharex=True, layout="constrained"
+    )
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for position, row in enumerate(rows):
+            found = row["minus_baseline"][metric]
+            low, high = found["interval_95"]
+            color = "#d55e00" if low > 0 else "#0072b2" if high < 0 else "0.55"
+            axis.plot([low, high], [position] * 2, color=color, linewidth=2)
+            axis.plot(found["difference"], position, "o", color=color)
+        axis.axvline(0, color="0.2", linewidth=0.8)
+        axis.set_title(HEADINGS[metric], fontsize=10)
+        axis.grid(axis="x", color="0.92")
+    several = len({(row["recipe"], row["image_size"]) for row in rows}) > 1
+    titles = [f"{row['title']}, {row['recipe']}" if several else row["title"] for row in rows]
+    axes[0].set_yticks(range(len(rows)), titles)
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    axes[1].set_xlabel("error minus plain’s, points of per cent, 95 % interval (left is better; gray includes 0)")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return f"drawn to {path}"
+
+
+def _pyplot() -> Any:
+    """matplotlib's, which draws to files; None where it is not installed."""
     try:
         import matplotlib  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        return "no picture: matplotlib is not installed (pip install matplotlib, or this clone with -e .[bench])"
+        return None
     matplotlib.use("Agg")
     from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
 
+    return pyplot
+
+
+def draw_fig5(path: Path, results: dict[str, Any]) -> str:
+    """Errors over λ1 by each distance, λ2 and K, where matplotlib is installed; returns what was done."""
+    pyplot = _pyplot()
+    if pyplot is None:
+        return NO_PICTURE
     panels = {"sc-l2-": "λ1, distance l2", "sc-squared_l2-": "λ1, distance squared_l2", "gc-": "λ2", "k-": "K"}
     rows = {row["name"]: row for row in results["rows"]}
     shown = {prefix: title for prefix, title in panels.items() if any(name.startswith(prefix) for name in rows)}

@@ -72,7 +72,7 @@ def test_each_experiment_writes_its_rows(command: str, reproduce: Command, outpu
         assert row["errors"]["gt_known"]["mean"] == row["errors"]["gt_known"]["seeds"][0]
     assert "commit" in found["environment"]
     assert (output / f"{name}.md").read_text().count("\n| ") == len(found["rows"]) + 2
-    if name.startswith("fig") and name != "fig5":
+    if (name.startswith("fig") and name != "fig5") or importlib.util.find_spec("matplotlib"):
         assert read_image(output / f"{name}.png").std() > 0
 
 
