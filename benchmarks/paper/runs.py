@@ -14,12 +14,14 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.paper.plan import Row
-from i2c_fast.config import Config, build_config, load_recipe
+from i2c_fast.config import Config, as_dict, build_config, load_recipe
 from i2c_fast.data import ImageIndex
+from i2c_fast.errors import UserError
 from i2c_fast.evaluation import LocalizationMetric, PaperProtocol, Scores, ScoringProtocol, WsolEvaluationProtocol
 from i2c_fast.evaluation.metric import label_ranks
 from i2c_fast.files import write_bytes
 from i2c_fast.training import checkpoints_of, open_split, score_checkpoint, start_run
+from i2c_fast.training.run import FREE_ON_RESUME
 
 PROTOCOLS: tuple[ScoringProtocol, ...] = (PaperProtocol(), WsolEvaluationProtocol())
 RESULT = "result.npz"  # in a run's folder, once it is done
@@ -79,7 +81,9 @@ class Runs:
     def done(self, row: Row, seed: int, start: bool = False) -> Evaluated | None:
         """A row's run, or its start's, if it is there."""
         folder = self._start_folder(row, seed) if start else self._folder(row, seed)
-        return _load(folder, self.index(row)) if (folder / RESULT).is_file() else None
+        if not (folder / RESULT).is_file():
+            return None
+        return _load(folder, self._start_config(row, seed) if start else self.config(row, seed), self.index(row))
 
     def index(self, row: Row) -> ImageIndex:
         """The validation images of a row."""
@@ -124,7 +128,7 @@ class Runs:
             seen.save(folder / RESULT)
             self.seconds += time.monotonic() - began
             self.steps_done += _length(self.todo.pop(folder))
-        return _load(folder, index)
+        return _load(folder, config, index)
 
     def _time_left(self) -> str:
         if not self.steps_done:
@@ -134,8 +138,20 @@ class Runs:
 
 
 def _length(config: Config) -> float:
-    """Length of a run in epochs, evaluation counted as one third of one."""
-    return sum(stage.epochs for stage in config.stages.values()) * config.batch.epoch_fraction + 1 / 3
+    """Length of a run, evaluation counted as a third of what is taken of an epoch."""
+    return (sum(stage.epochs for stage in config.stages.values()) + 1 / 3) * config.batch.epoch_fraction
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """What a finished run has to have in common with what is asked for: all that shaped its training."""
+    left_out = {stage for stage, one in config.stages.items() if not one.epochs}
+    left_out |= set(config.methods) - {stage.method for stage in config.stages.values() if stage.epochs}
+    return {
+        f"{section}.{key}": value
+        for section, entries in as_dict(config).items()
+        for key, value in entries.items()
+        if section not in left_out and f"{section}.{key}" not in (*FREE_ON_RESUME, "run.precision")
+    }
 
 
 class Maps:
@@ -178,7 +194,12 @@ def stored_sizes(index: ImageIndex) -> NDArray[np.int64]:
     return sizes
 
 
-def _load(folder: Path, index: ImageIndex) -> Evaluated:
+def _load(folder: Path, config: Config, index: ImageIndex) -> Evaluated:
+    trained = load_recipe(str(folder / "config.toml")).values
+    then, now = _facts(build_config(trained, str(folder / "config.toml"))), _facts(config)
+    for key in {**then, **now}:
+        if then.get(key) != now.get(key):
+            raise UserError(f"{folder} was run with {key}={then.get(key)}, not {now.get(key)}; give another --output")
     with np.load(folder / RESULT, allow_pickle=False) as arrays:
         boxed = np.array([len(boxes) > 0 for boxes in index.boxes])
         scores = {

@@ -99,6 +99,13 @@ def test_runs_that_are_done_are_not_done_again(reproduce: Command, output: Path)
     assert "cam-seed0" not in again.output
 
 
+def test_runs_of_another_setting_are_not_taken_for_this_one_s(reproduce: Command, output: Path) -> None:
+    reproduce("table4", "--rows", "cam")
+    found = reproduce("table4", "--rows", "cam", "stage1.lr=0.5")
+    assert found.exit_code == 2
+    assert "cam-seed0 was run with stage1.lr=0.005, not 0.5; give another --output" in found.stderr
+
+
 def test_a_run_that_was_stopped_goes_on(reproduce: Command, output: Path) -> None:
     reproduce("table4", "--rows", "cam")
     run = output / "toy-32" / "cam-seed0"
