@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -20,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import UserError
-from .methods import METHODS, Number, PlanName, find_method
+from .methods import METHODS, Method, Number, PlanName, find_method
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -212,9 +213,21 @@ def _section_type(section: str) -> type | None:
     return StageConfig if STAGE.fullmatch(section) else _FIXED.get(section)
 
 
-def keys() -> Iterator[tuple[str, str, Any, str]]:
+Key = tuple[str, str, Any, str]
+
+
+def keys() -> tuple[Key, ...]:
     """Every configuration key: (dotted name, type, default, help text); those of a stage as ``stageN``."""
-    sections = {**_FIXED, "stageN": StageConfig, **{name: method.Options for name, method in METHODS.items()}}
+    return _keys_with(tuple(METHODS.items()))
+
+
+@cache
+def _keys_with(methods: tuple[tuple[str, type[Method]], ...]) -> tuple[Key, ...]:
+    return tuple(_list_keys(dict(methods)))
+
+
+def _list_keys(methods: dict[str, type[Method]]) -> Iterator[Key]:
+    sections = {**_FIXED, "stageN": StageConfig, **{name: method.Options for name, method in methods.items()}}
     for section, cls in sections.items():
         hints, defaults = get_type_hints(cls, include_extras=True), cls()
         for entry in dataclasses.fields(cls):
