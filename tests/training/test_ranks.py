@@ -23,6 +23,7 @@ CASES = {
     "trained centers": ("batch.classes=16", "i2c.center_update=backprop"),
     "rows of images": ("batch.classes=2",),
     "five parts": FIVE_PARTS,
+    "synchronized": ("model.bn=sync",),
     "clipped, averaged": ("optim.clip_norm=0.5", "optim.ema_decay=0.9"),
     "fp32": ("run.precision=fp32",),
 }  # fmt: skip
