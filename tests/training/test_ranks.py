@@ -10,7 +10,7 @@ import torch
 from i2c_fast.methods import METHODS
 from i2c_fast.training import checkpoints_of
 
-from .ranks import Job, difference, ended, lines, run_forked, tensors_of, torchrun, train_job, write_set
+from .ranks import Job, difference, ended, lines, run_forked, tensors_of, train_job, write_set
 
 EXACT, ROUNDED = 1e-10, 1e-4  # fp64, fp32
 FIVE_PARTS = ("batch.classes=20", "stage1.epochs=3")  # four slots a class, a class a part
@@ -60,7 +60,7 @@ def one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(data: Path, one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of what two ranks of torchrun came to."""
+    """Folder of what two ranks came to."""
     folder = tmp_path_factory.mktemp("two")
     jobs = [train_job(folder, name, data, *CASES[name]) for name in ON_TWO]
     jobs.append(train_job(folder, "micro-batches", data, *FIVE_PARTS, "batch.micro_batches=5"))
@@ -74,8 +74,7 @@ def two(data: Path, one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             checkpoint.unlink()
     jobs.append(train_job(folder, "continued", data, "--resume"))
     jobs += score_jobs(folder, one / "sums of classes")
-    with torchrun(folder, jobs, ["--standalone", "--nproc-per-node", "2"]) as process:
-        process.wait()
+    run_forked(folder, jobs, 2)
     return folder
 
 
