@@ -1,7 +1,9 @@
 """What an experiment's runs came to: JSON with errors, differences and diagnostics, and a table with the paper's."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,8 @@ def collect(experiment: Experiment, runs: Runs) -> dict[str, Any]:
     return {
         "experiment": experiment.title,
         "setting": {
-            "seeds": list(runs.setting.seeds), "budget": runs.setting.budget, "keys": list(runs.setting.overrides)
+            "seeds": list(runs.setting.seeds), "budget": runs.setting.budget,
+            "keys": [re.sub("=.*/", "=", key) for key in runs.setting.overrides],  # folders are of this machine
         },
         "centered_box_gt_known_error": centered_box_error(runs.index(runs.rows[0]), PaperProtocol()),
         "rows": rows,
@@ -68,7 +71,7 @@ def _entry(row: Row, found: dict[int, Evaluated], baseline: dict[int, Evaluated]
     return {
         "name": row.name,
         "title": row.title,
-        "recipe": row.recipe,
+        "recipe": Path(row.recipe).name,
         "image_size": config.data.image_size,
         "keys": list(row.keys),
         "images": len(next(iter(found.values())).ranks),

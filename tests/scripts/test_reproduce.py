@@ -4,7 +4,7 @@ import importlib.machinery
 import importlib.util
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,11 +17,16 @@ from benchmarks.paper import cost, plan, results
 from benchmarks.paper.runs import Evaluated
 from i2c_fast.data import read_image
 from i2c_fast.evaluation import Scores
+from i2c_fast.models import backbones
+
+from ..training.ranks import Tiny
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce"
 TOY = """base = "demo"
 data = {workers = 0, loader = "opencv"}
 batch = {classes = 3}
+model = {backbone = "tiny"}
+adl = {layers = ["2"]}
 stage0 = {epochs = 1}
 stage1 = {epochs = 1}
 eval = {threshold_step = 1, batch = 12}
@@ -40,6 +45,14 @@ def script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny_backbone() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "BACKBONES", {**backbones.BACKBONES})
+        backbones.register_backbone("tiny", Tiny, head_width=8)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +142,7 @@ def test_rows_start_from_the_same_weights_and_draw_the_same_batches(reproduce: C
     ("arguments", "message"),
     [
         (("table4", "--rows", "cam,nothing"), "there is no nothing; there are cam, sc, i2c, backprop"),
-        (("table4", "model.freeze=layer9"), "model.freeze=layer9: the body has no such layer"),
+        (("table4", "model.freeze=layer9"), "model.freeze=layer9: the body has no such layer; there are 0, 1, 2, 3"),
         (("table3", "--rows", "cam", "--seeds", "2", "--no-train", "-o", "nowhere"), "leave --no-train out"),
     ],
 )
