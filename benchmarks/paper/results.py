@@ -79,8 +79,16 @@ def _entry(row: Row, found: dict[int, Evaluated], baseline: dict[int, Evaluated]
         "errors": {metric: {"mean": float(np.mean(errors)), "seeds": errors} for metric, errors in per_seed.items()},
         "minus_baseline": {"seeds": common, **minus} if common else None,
         "paper": row.paper,
-        "diagnostics": diagnose(list(found.values()), as_dict(config).get("i2c", {})),
+        "diagnostics": {
+            **diagnose(list(found.values()), as_dict(config).get("i2c", {})),
+            "map_change": [_map_change(baseline[seed], found[seed]) for seed in common],
+        },
     }
+
+
+def _map_change(first: Evaluated, second: Evaluated) -> float:
+    """Mean absolute difference of two runs' raw maps, relative to the standard deviation of the first's."""
+    return float(np.abs(second.maps - first.maps).mean() / first.maps.std())
 
 
 def _error(run: Evaluated, metric: str) -> float:
