@@ -85,8 +85,9 @@ def test_each_experiment_writes_its_rows(command: str, reproduce: Command, outpu
         assert row["errors"]["gt_known"]["mean"] == row["errors"]["gt_known"]["seeds"][0]
     assert "commit" in found["environment"]
     assert (output / f"{name}.md").read_text().count("\n| ") == len(found["rows"]) + 2
-    if (name.startswith("fig") and name != "fig5") or importlib.util.find_spec("matplotlib"):
-        assert read_image(output / f"{name}.png").std() > 0
+    charts = ["fig5", "fig5_differences"] if name == "fig5" else [f"{name}_differences"]
+    pictures = [name] if name in ("fig3", "fig4") else charts if importlib.util.find_spec("matplotlib") else []
+    assert all(read_image(output / f"{picture}.png").std() > 0 for picture in pictures)
 
 
 def test_terms_are_compared_with_the_cross_entropy_by_both_distances(reproduce: Command, output: Path) -> None:
