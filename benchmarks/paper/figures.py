@@ -129,9 +129,9 @@ def draw_differences(path: Path, results: dict[str, Any]) -> str:
     if pyplot is None or not rows:
         return NO_PICTURE if pyplot is None else "no picture: no row has a baseline"
     figure, axes = pyplot.subplots(
-        1, 3, figsize=(9, 0.45 * len(rows) + 1.5), sharey=True, sharex=True, layout="constrained"
+        1, len(HEADINGS), figsize=(11, 0.45 * len(rows) + 1.5), sharey=True, sharex=True, layout="constrained"
     )
-    for axis, metric in zip(axes, METRICS, strict=True):
+    for axis, (metric, heading) in zip(axes, HEADINGS.items(), strict=True):
         for position, row in enumerate(rows):
             found = row["minus_baseline"][metric]
             low, high = found["interval_95"]
@@ -139,7 +139,7 @@ def draw_differences(path: Path, results: dict[str, Any]) -> str:
             axis.plot([low, high], [position] * 2, color=color, linewidth=2)
             axis.plot(found["difference"], position, "o", color=color)
         axis.axvline(0, color="0.2", linewidth=0.8)
-        axis.set_title(HEADINGS[metric], fontsize=10)
+        axis.set_title(heading, fontsize=10)
         axis.grid(axis="x", color="0.92")
     several = len({(row["recipe"], row["image_size"]) for row in rows}) > 1
     titles = [f"{row['title']}, {row['recipe']}" if several else row["title"] for row in rows]
