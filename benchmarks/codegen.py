@@ -63,7 +63,8 @@ class Launch(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What one compiled kernel takes: registers a thread, bytes of stack, spills and shared memory."""
+    """What one compiled kernel takes: registers a thread, bytes of stack, spills and shared memory, and its machine
+    instructions (each once, in a loop or not; padding left out)."""
 
     kernel: str
     architecture: int
@@ -72,6 +73,7 @@ class Resources(NamedTuple):
     stack: int
     local: int
     shared: int
+    instructions: int
 
 
 def _kind(argument: Any) -> Any:
@@ -245,25 +247,28 @@ def resources_of(launches: Sequence[Launch], architecture: int, threads: int | N
 
 
 def _resources(launch: Launch, compiled: CompiledKernel) -> Resources:
-    record = _resource_usage(compiled.asm["cubin"])
+    record = _records(compiled.asm["cubin"])
     constants = " ".join(f"{name}={value}" for name, value in launch.options.items())
     name = f"{launch.kernel.__module__.rpartition('.')[2]}.{launch.kernel.__name__}"
     tensors = [argument for argument in launch.arguments if isinstance(argument, Tensor)]
     dtypes = dict.fromkeys(str(one.dtype).partition(".")[2] for one in tensors if one.is_floating_point())
     return Resources(
         name, compiled.metadata.target.arch, f"{'/'.join(dtypes)} {constants}",
-        record["REG"], record["STACK"], record["LOCAL"], compiled.metadata.shared,
+        record["REG"], record["STACK"], record["LOCAL"], compiled.metadata.shared, record["instructions"],
     )  # fmt: skip
 
 
-def _resource_usage(cubin: bytes) -> dict[str, int]:
+def _records(cubin: bytes) -> dict[str, int]:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
+        command = [str(tool), "--dump-resource-usage", "--dump-sass", file.name]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"(\w+)(?:\[0\])?:(\d+)", printed)}
+    usage, _, code = printed.partition("code for")
+    instructions = [name for name in re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?(\w+)", code) if name != "NOP"]
+    record = {name: int(value) for name, value in re.findall(r"(\w+)(?:\[0\])?:(\d+)", usage)}
+    return record | {"instructions": len(instructions)}
 
 
 def problems(compiled: list[Resources]) -> list[str]:
@@ -277,16 +282,17 @@ def problems(compiled: list[Resources]) -> list[str]:
 
 def table(compiled: list[Resources]) -> Table:
     """A line for each kernel and configuration: registers by architecture, then the worst of the rest."""
-    out = Table(title="Registers a thread; bytes", title_justify="left")
+    out = Table(title="Registers a thread; bytes; machine instructions", title_justify="left")
     architectures = sorted({one.architecture for one in compiled})
-    for heading in ("kernel", "configuration", *(f"sm_{a}" for a in architectures), "shared", "stack", "local"):
+    fields = ("shared", "stack", "local", "instructions")
+    for heading in ("kernel", "configuration", *(f"sm_{a}" for a in architectures), *fields):
         out.add_column(heading, justify="left" if heading in ("kernel", "configuration") else "right", overflow="fold")
     lines: dict[tuple[str, str], list[Resources]] = {}
     for one in compiled:
         lines.setdefault((one.kernel, one.constants), []).append(one)
     for (kernel, constants), group in sorted(lines.items()):
         registers = (max((one.registers for one in group if one.architecture == a), default=0) for a in architectures)
-        worst = (max(getattr(one, field) for one in group) for field in ("shared", "stack", "local"))
+        worst = (max(getattr(one, field) for one in group) for field in fields)
         out.add_row(kernel, constants, *map(str, registers), *map(str, worst))
     return out
 

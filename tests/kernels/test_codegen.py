@@ -126,7 +126,7 @@ def test_compiling_leaves_no_trace_in_tritons_choice_of_driver() -> None:
 
 @pytest.mark.parametrize("bad", [{"local": 8}, {"stack": 16}, {"shared": 164 << 10}])
 def test_spills_and_too_much_shared_memory_are_told(bad: dict[str, int]) -> None:
-    good = Resources("op.kernel", 80, "BLOCK=8", 32, 0, 0, 163 << 10)
+    good = Resources("op.kernel", 80, "BLOCK=8", 32, 0, 0, 163 << 10, 100)
     assert not codegen.problems([good])
     assert len(codegen.problems([good, good._replace(**bad)])) == 1
 
