@@ -14,6 +14,7 @@ import importlib
 import os
 import pkgutil
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -247,28 +248,39 @@ def resources_of(launches: Sequence[Launch], architecture: int, threads: int | N
 
 
 def _resources(launch: Launch, compiled: CompiledKernel) -> Resources:
-    record = _records(compiled.asm["cubin"])
+    record = _resource_usage(compiled.asm["cubin"])
     constants = " ".join(f"{name}={value}" for name, value in launch.options.items())
     name = f"{launch.kernel.__module__.rpartition('.')[2]}.{launch.kernel.__name__}"
     tensors = [argument for argument in launch.arguments if isinstance(argument, Tensor)]
     dtypes = dict.fromkeys(str(one.dtype).partition(".")[2] for one in tensors if one.is_floating_point())
     return Resources(
         name, compiled.metadata.target.arch, f"{'/'.join(dtypes)} {constants}",
-        record["REG"], record["STACK"], record["LOCAL"], compiled.metadata.shared, record["instructions"],
+        record["REG"], record["STACK"], record["LOCAL"], compiled.metadata.shared, _instructions(compiled.asm["cubin"]),
     )  # fmt: skip
 
 
-def _records(cubin: bytes) -> dict[str, int]:
+def _resource_usage(cubin: bytes) -> dict[str, int]:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", "--dump-sass", file.name]
+        command = [str(tool), "--dump-resource-usage", file.name]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage, _, code = printed.partition("code for")
-    instructions = [name for name in re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?(\w+)", code) if name != "NOP"]
-    record = {name: int(value) for name, value in re.findall(r"(\w+)(?:\[0\])?:(\d+)", usage)}
-    return record | {"instructions": len(instructions)}
+    return {name: int(value) for name, value in re.findall(r"(\w+)(?:\[0\])?:(\d+)", printed)}
+
+
+def _instructions(cubin: bytes) -> int:
+    """Instructions in the code sections of an ELF file, 16 bytes each since sm_70; a disassembler would take a second.
+
+    Without those that do nothing (opcode 0x918, in the low 12 bits), with which code is filled up.
+    """
+    (table,), (size, number, names) = struct.unpack_from("<Q", cubin, 40), struct.unpack_from("<3H", cubin, 58)
+    # Of a section's header: where its name stands, its offset and its length.
+    headers = [struct.unpack_from("<I20xQQ", cubin, table + i * size) for i in range(number)]
+    first_name = headers[names][1]
+    code = [(start, length) for name, start, length in headers if cubin.startswith(b".text.", first_name + name)]
+    words = [word for start, length in code for (word,) in struct.iter_unpack("<H14x", cubin[start : start + length])]
+    return sum(word & 0xFFF != 0x918 for word in words)
 
 
 def problems(compiled: list[Resources]) -> list[str]:

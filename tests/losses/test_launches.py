@@ -17,8 +17,8 @@ from triton.runtime.jit import JITFunction
 from i2c_fast import InterImageLoss, kernels
 
 KERNELS = [
-    "_sample_pixels", "write_pair_rows", "_class_means", "total_losses", "_inter_image_backward", "_add_columns",
-    "_update_centers",
+    "_sample_few_pixels", "write_pair_rows", "_class_means", "total_losses", "_inter_image_backward",
+    "_add_columns", "_update_centers",
 ]  # fmt: skip
 
 
