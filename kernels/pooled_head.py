@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._common import accumulation_dtype, check_tensor
+from ._launch import launch
 from ._ops import define_op
 from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 from .label_cam import addressing, checked_labels, finish_map, label_cam_reference, pixel_offsets
@@ -122,13 +123,15 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> 
     pooled, maps = torch.empty(images, channels, **fp32), torch.empty(images, height, width, **fp32)
     labels = labels.contiguous()
     if x.numel():
-        _pooled_head_strips[(images * strips * chunks,)](
+        launch(
+            _pooled_head_strips, (images * strips * chunks,),
             x, weight, labels, sums, chunk_maps, len(weight), channels, pixels,
             *addressing(x), *weight.stride(), **config,
         )  # fmt: skip
     blocks = cdiv(channels, _COMBINE_CONFIG["BLOCK"]) + cdiv(pixels, _COMBINE_CONFIG["BLOCK"])
     if images * blocks:
-        _pooled_head_combine[(images * blocks,)](
+        launch(
+            _pooled_head_combine, (images * blocks,),
             sums, chunk_maps, None if bias is None else bias.contiguous(), labels, pooled, maps,
             len(weight), channels, pixels, strips, chunks, **_COMBINE_CONFIG,
         )  # fmt: skip

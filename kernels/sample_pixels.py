@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ._common import check_device, check_same, check_tensor
+from ._launch import launch
 from ._ops import define_op
 from ._philox import philox
 from ._triton import next_power_of_2, runs_triton, tl, triton
@@ -196,7 +197,8 @@ def _launch(
     counts = torch.empty(len(maps), dtype=torch.int32, device=maps.device)
     if len(maps):
         kernel, config = _config(pixels, k)
-        kernel[(len(maps),)](
+        launch(
+            kernel, (len(maps),),
             maps, seed, image_ids, indices, counts, k, threshold, pixels, maps.shape[2],
             *maps.stride(), seed.stride(0), 0 if image_ids is None else image_ids.stride(0),
             RANDOM=random, **config,
