@@ -29,14 +29,19 @@ def _scale(p_x, p_y, factor, size, stride, BLOCK: tl.constexpr):
         tl.store(p_y + o, (b * factor).to(p_y.dtype.element_ty), mask=o < size)
 
 
+NOTES: Launched = []
+STUB = stub(NOTES)  # one for all tests: Triton's compiled kernels stay with the driver that loaded them
+
+
 @pytest.fixture
 def launched() -> Iterator[Launched]:
     """What came to the driver, with nothing kept from before."""
-    before, found = triton.runtime.driver._active, []
+    before = triton.runtime.driver._active
+    NOTES.clear()
     _launch._kept.clear()
-    triton.runtime.driver.set_active(stub(found))
+    triton.runtime.driver.set_active(STUB)
     try:
-        yield found
+        yield NOTES
     finally:
         triton.runtime.driver.set_active(before)
         _launch._kept.clear()
