@@ -112,4 +112,5 @@ def pooled_head(size: Size, device: torch.device) -> Problem:
         inputs, {name: _autocast(call) for name, call in providers.items()}, _autocast(kernels.pooled_head_reference),
         bytes_of(x, weight, bias) + 4 * size.images * (size.pixels + size.classes), bytes_of(x) + 2 * bytes_of(weight),
         to_compile=_autocast(to_compile), linear=(size.images, size.head, size.classes),
+        products=size.torch_dtype,
     )  # fmt: skip
