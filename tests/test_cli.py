@@ -56,6 +56,7 @@ def test_train_evaluate_predict_from_the_shell(tiny_set: Path, tmp_path: Path, m
     recipe = tmp_path / "mine.toml"
     recipe.write_text('description = "mine"\n[i2c]\nk = 2\n')
     command = [sys.executable, "-m", "i2c_fast.cli", "train", recipe, f"data.root={tiny_set}", *TINY]
+    command.append("model.backbone=resnet18")
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
