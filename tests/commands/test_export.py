@@ -46,7 +46,7 @@ def write_checkpoint(path: Path, scores: dict[str, Any] | None = PAPER, model: L
     """A checkpoint of a model no run has trained."""
     changes = ("data.image_size=64", "data.short_side=64", "stage1.method=cam")
     state = {
-        "config": as_dict(build_config({}, "tests", (*TINY, *changes))),
+        "config": as_dict(build_config({}, "tests", (*TINY, "model.backbone=resnet18", *changes))),
         "stage": "stage1",
         "method": {},
         "classes": CLASSES,
