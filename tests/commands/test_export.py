@@ -27,10 +27,11 @@ from i2c_fast.commands.export import EXAMPLE, FORMATS, TOLERANCE, Run, export_ch
 from i2c_fast.commands.predict import Predictor
 from i2c_fast.config import as_dict, build_config
 from i2c_fast.errors import UserError
-from i2c_fast.models import BACKBONES, Localizer, build_localizer
+from i2c_fast.models import Localizer, build_localizer
 from i2c_fast.training import load_checkpoint, restore_predictor, save_checkpoint
 
 from ..conftest import TINY
+from ..tiny import BUILT_IN
 
 SIDE = 64
 CLASSES = ["cat", "dog", "füchse"]
@@ -45,7 +46,7 @@ def write_checkpoint(path: Path, scores: dict[str, Any] | None = PAPER, model: L
     """A checkpoint of a model no run has trained."""
     changes = ("data.image_size=64", "data.short_side=64", "stage1.method=cam")
     state = {
-        "config": as_dict(build_config({}, "tests", (*TINY, *changes))),
+        "config": as_dict(build_config({}, "tests", (*TINY, "model.backbone=resnet18", *changes))),
         "stage": "stage1",
         "method": {},
         "classes": CLASSES,
@@ -145,7 +146,7 @@ def test_batches_of_any_size_give_logits_and_all_maps(suffix: str, checkpoint: P
         assert_close((logits, maps), by_hand(checkpoint, images))
 
 
-@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "resnet18"])
+@pytest.mark.parametrize("backbone", [name for name in BUILT_IN if name != "resnet18"])
 def test_the_other_backbones_come_through(backbone: str) -> None:
     model = build_localizer(backbone, len(CLASSES)).eval().requires_grad_(False)
     form = FORMATS[".onnx" if HAS_ONNX else ".pt2"]  # ONNX is made of the program that .pt2 holds
