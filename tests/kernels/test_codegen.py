@@ -58,13 +58,17 @@ def launches_for(architecture: int, exhaustive: bool) -> list[Launch]:
     The sample has, for one architecture, each kernel once with each set of dtypes and once with each set of block sizes
     and warps that the usual and the odd sizes lead to: these decide on registers and shared memory, and sizes that
     differ only in what 16 divides take the same. For the other architectures it has each kernel with each set of dtypes
-    at the usual size, and at that with many seeds: block sizes and warps do not depend on the architecture.
+    at the usual size, and the draw of many seeds: block sizes and warps do not depend on the architecture.
     """
     if exhaustive:
         return codegen.all_launches(codegen.NAMES, ALL)
-    sizes, kinds = ((BASE, *ODD), (_dtypes, _constants)) if architecture == MAIN else ((BASE, MANY_SEEDS), (_dtypes,))
+    if architecture == MAIN:
+        launches, kinds = codegen.all_launches(codegen.NAMES, (BASE, *ODD)), (_dtypes, _constants)
+    else:
+        launches, kinds = codegen.all_launches(codegen.NAMES, (BASE,)), (_dtypes,)
+        launches = launches + codegen.all_launches(("sample_pixels",), (MANY_SEEDS,))
     chosen, covered = [], set()
-    for launch in codegen.all_launches(codegen.NAMES, sizes):
+    for launch in launches:
         mine = {kind(launch) for kind in kinds}
         if not mine <= covered:
             chosen.append(launch)
