@@ -123,7 +123,8 @@ def open_predictor(
     say: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
     """Predictor of a checkpoint file or of a run folder's newest checkpoint."""
-    return Predictor(load_checkpoint(checkpoint), device, threshold, ema, say)
+    state = load_checkpoint(checkpoint, lambda text: say(f"warning: {text}"))
+    return Predictor(state, device, threshold, ema, say)
 
 
 def write_predictions(

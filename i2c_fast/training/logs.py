@@ -13,7 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch.utils.tensorboard import SummaryWriter
 
 from ..errors import UserError
-from ..files import write_bytes
+from ..files import MIB, read_regular, write_bytes
+
+# Of a log: some 50 million steps.
+LARGEST = 16 * 1024 * MIB
 
 # Seconds between progress lines where there is no terminal to draw a bar on.
 PLAIN_INTERVAL = 30.0
@@ -34,9 +37,8 @@ class RunLog:
 
     def __enter__(self) -> Self:
         with self._disk_errors():
-            lines = self.path.read_text("utf-8").splitlines(True) if self.path.exists() else []
-            kept = "".join(line for line in lines if _before(line, self.first))
-            write_bytes(self.path, kept.encode())
+            lines = read_regular(self.path, LARGEST).splitlines(True) if self.path.exists() else []
+            write_bytes(self.path, b"".join(line for line in lines if _before(line, self.first)))
             self.file = self.path.open("a", encoding="utf-8")
             self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first)
         return self
@@ -86,10 +88,10 @@ class NoLog:
         """Nothing."""
 
 
-def _before(line: str, step: int) -> bool:
+def _before(line: bytes, step: int) -> bool:
     try:
         return bool(json.loads(line)["step"] < step)
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, LookupError, TypeError):
         return False  # the line a killed process was writing
 
 

@@ -22,7 +22,7 @@ from ..files import write_bytes, write_json
 from ..models import Localizer, build_localizer, load_imagenet_weights
 from ..runtime import Runtime, open_runtime, seed_all
 from ..world import ALONE, World
-from .checkpoint import checkpoints_of, load_checkpoint, newest_checkpoint, restore_predictor, save_weights
+from .checkpoint import checkpoints_of, find_checkpoint, load_checkpoint, restore_predictor, save_weights
 from .loading import checkpoint_config, settle_loader
 from .loop import STOPPED, Trainer
 from .scoring import score_split
@@ -102,7 +102,7 @@ def _where_to_start(run: Path, resume: Resume, console: Console) -> Path | None:
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; choose another --output")
     if resume == "required" or (resume == "auto" and checkpoints_of(run)):
-        return newest_checkpoint(run, lambda text: console.print(f"warning: {text}", highlight=False))
+        return find_checkpoint(run, lambda text: console.print(f"warning: {text}", highlight=False))[0]
     if resume == "never" and run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty; continue it with --resume, or choose another --output")
     return None
@@ -138,7 +138,10 @@ def build_trainer(
     if state is not None:
         if state["train_fingerprint"] != train.fingerprint():
             raise UserError(f"data.root: {train.root} holds other training images than the run started with")
-        trainer.restore(state)
+        try:
+            trainer.restore(state)
+        except UserError as error:
+            raise UserError(f"{start} does not continue this run: {error}") from None
     return trainer
 
 
@@ -235,12 +238,12 @@ def score_checkpoint(
             boxes.
     """
     with world.together():
-        state = load_checkpoint(checkpoint)
         console = console if world.rank == 0 else Console(quiet=True)
 
         def say(text: str) -> None:
             console.print(text, highlight=False)
 
+        state = load_checkpoint(checkpoint, lambda text: say(f"warning: {text}"))
         config = checkpoint_config(state, overrides, say)
         runtime = open_runtime(
             config.run.device, config.run.precision, config.run.deterministic, config.run.threads, world
