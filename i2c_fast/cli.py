@@ -290,7 +290,9 @@ def env() -> None:
 @main.command(cls=KeysCommand)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", "-o", type=PATH, help="Folder [default: runs/demo, or the next free].")
-@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated set and run.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated set and run."
+)
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, help="Processor threads [default: torch's choice].")
 def demo(overrides: tuple[str, ...], output: Path | None, seed: int, threads: int) -> None:
     """Generate images, train plain and I²C from one start, compare them: the whole path in minutes on a CPU.

@@ -34,7 +34,9 @@ LARGEST_BATCH = 65_536  # images
 
 @dataclass
 class RunConfig:
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="of everything random: batches, crops, dropout, seed pixels")] = 0
+    seed: Annotated[
+        int, Field(ge=0, le=LARGEST_SEED, description="of everything random: batches, crops, dropout, seed pixels")
+    ] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
     precision: Annotated[
         Literal["auto", "bf16", "fp16", "tf32", "fp32", "fp64"],
@@ -47,7 +49,8 @@ class RunConfig:
         False
     )
     rank_timeout: Annotated[
-        Number, Field(gt=0, le=604_800, description="seconds that ranks under torchrun wait for one that does not answer")
+        Number,
+        Field(gt=0, le=604_800, description="seconds that ranks under torchrun wait for one that does not answer"),
     ] = 600.0
     cuda_graph: Annotated[
         bool, Field(description="replay whole steps as a CUDA graph: for batches that leave a GPU waiting for its host")
@@ -70,8 +73,12 @@ class DataConfig:
     devkit: Annotated[str, Field(description="ILSVRC devkit, where metadata numbers classes by its ids")] = ""
     blacklist: Annotated[str, Field(description="file of image paths to leave out, as validate-data writes it")] = ""
     max_unreadable: Annotated[int, Field(ge=0, description="unreadable training images before the run stops")] = 100
-    image_size: Annotated[int, Field(ge=32, le=LARGEST_SIDE, description="S: side of training crops and test images, pixels")] = 224
-    short_side: Annotated[int, Field(ge=32, le=LARGEST_SIDE, description="shorter side before the training crop, pixels")] = 256
+    image_size: Annotated[
+        int, Field(ge=32, le=LARGEST_SIDE, description="S: side of training crops and test images, pixels")
+    ] = 224
+    short_side: Annotated[
+        int, Field(ge=32, le=LARGEST_SIDE, description="shorter side before the training crop, pixels")
+    ] = 256
     resize: Annotated[
         Literal["linear", "antialias"], Field(description="bilinear of four pixels, or averaging where images shrink")
     ] = "linear"
@@ -92,7 +99,9 @@ class ModelConfig:
     backbone: Annotated[str, Field(description="vgg16, resnet50, inception_v3, resnet18 or a registered name")] = (
         "resnet50"
     )
-    head_width: Annotated[int, Field(ge=0, le=8192, description="channels of the head's hidden layers; 0: the backbone's")] = 0
+    head_width: Annotated[
+        int, Field(ge=0, le=8192, description="channels of the head's hidden layers; 0: the backbone's")
+    ] = 0
     dropout: Annotated[Number, Field(ge=0, lt=1, description="in the head, before each of its layers")] = 0.5
     bn: Annotated[
         Literal["local", "sync", "frozen"],
@@ -292,8 +301,8 @@ def _check_together(config: Config) -> None:
     batch = config.batch.classes * config.batch.images
     if batch > LARGEST_BATCH:
         raise UserError(
-            f"batch.classes={config.batch.classes} times batch.images={config.batch.images} are {batch} images a batch, "
-            f"the most is {LARGEST_BATCH}; lower one of them"
+            f"batch.classes={config.batch.classes} times batch.images={config.batch.images} are {batch} images a "
+            f"batch, the most is {LARGEST_BATCH}; lower one of them"
         )
     for name, stage in config.stages.items():
         if stage.epochs:

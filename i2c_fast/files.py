@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 
 from .errors import UserError
 
-
 MIB = 1 << 20
 
 
@@ -24,7 +23,7 @@ def open_regular(path: Path, limit: int) -> BinaryIO:
         OSError: there is none, it cannot be read, it is a pipe or device, whose end may never come, or it is larger.
     """
     # Without the flag, opening a pipe waits for whoever writes into it.
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     facts = os.fstat(file.fileno())
     if S_ISREG(facts.st_mode) and facts.st_size <= limit:
         return file

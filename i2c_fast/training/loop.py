@@ -93,6 +93,10 @@ class Trainer:
         data, plan = self.config.data, self.config.batch.plan
         sampler = self._sampler(self.method.plan if plan == "auto" else plan)
         end = self.timeline.end_of_stage(stage)
+        self.console.print(
+            f"{stage} ({self.method.name}): {end - self.step:,} steps of {sampler.global_batch_size:,} images",
+            highlight=False,
+        )
         # One loader for the rest of the stage: its processes go on with the next epoch while this one is evaluated.
         batches = train_loader(
             TrainBatches(self.train_index, sampler, data.image_size, data.short_side, data.resize),

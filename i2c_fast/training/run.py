@@ -20,11 +20,12 @@ from ..errors import UserError
 from ..evaluation import BatchObserver, Scores, write_maps
 from ..files import write_bytes, write_json
 from ..models import Localizer, build_localizer, load_imagenet_weights
-from ..runtime import Runtime, open_runtime, seed_all
+from ..runtime import Runtime, memory_errors, open_runtime, seed_all
 from ..world import ALONE, World
 from .checkpoint import checkpoints_of, find_checkpoint, load_checkpoint, restore_predictor, save_weights
 from .loading import checkpoint_config, settle_loader
 from .loop import STOPPED, Trainer
+from .memory import check_evaluation_memory, check_training_memory
 from .scoring import score_split
 
 # What may change when a run is continued: it decides where and how fast, not what is computed.
@@ -43,6 +44,7 @@ FREE_ON_RANKS = ("run.threads", "data.root", "data.metadata", "data.devkit", "da
 Resume = Literal["never", "auto", "required"]
 
 
+@memory_errors("lower batch.classes, batch.images, data.image_size or eval.batch, or raise batch.micro_batches")
 def start_run(
     config: Config, run: Path, console: Console, resume: Resume = "never", world: World = ALONE
 ) -> Scores | None:
@@ -133,6 +135,8 @@ def build_trainer(
         config = _settled(config, runtime, console, state)
         train, val = open_split(config.data, "train"), open_split(config.data, "val")
         model = _build_model(config, runtime, train, console, state)
+        check_training_memory(config, model, runtime)
+        check_evaluation_memory(config, model, len(val), runtime)
     world.check_alike(_facts(config, train, val))
     trainer = Trainer(config, run, runtime.move(model), train, val, runtime, console)
     if state is not None:
@@ -213,6 +217,7 @@ def open_split(data: DataConfig, split: Split) -> ImageIndex:
     )
 
 
+@memory_errors("lower eval.batch or data.workers, or close other programs")
 def score_checkpoint(
     checkpoint: Path,
     overrides: Iterable[str],
@@ -258,6 +263,7 @@ def score_checkpoint(
                 "leave --threshold-from out"
             )
         model = runtime.move(restore_predictor(state, config.eval.ema))
+        check_evaluation_memory(config, model, len(index), runtime)
 
     def watch(images: Tensor, raws: Tensor, scores: Tensor) -> None:
         observe(images, raws, scores)

@@ -50,7 +50,7 @@ class _AtBestThreshold(_Entries, extra="allow"):
 
 class _Scores(_Entries, extra="allow"):
     protocol: str
-    gt_known: _AtBestThreshold = Field(default=None)  # where there were boxes
+    gt_known: _AtBestThreshold = _AtBestThreshold(threshold=0)  # absent where there were no boxes
 
 
 class _Checkpoint(_Entries):
@@ -94,7 +94,7 @@ def checked(state: dict[Any, Any]) -> dict[str, Any]:
         raise UserError(f"ema: does not fit config.optim.ema_decay={config.optim.ema_decay:g}")
     if config.run.precision == "fp16" and state["train_step"]["loss_scale"] is None:
         raise UserError("train_step.loss_scale: config.run.precision=fp16 needs one")
-    model = _layout(config, len(state["classes"]))
+    model = lay_out(config, len(state["classes"]))
     _check_tensors("model", state["model"], model.state_dict())
     method = build_method(config, state["stage"], model)
     _check_tensors("method", state["method"], method.own_state())
@@ -107,7 +107,7 @@ def checked(state: dict[Any, Any]) -> dict[str, Any]:
     return {**state, "config": as_dict(config)}
 
 
-def _layout(config: Config, classes: int) -> Localizer:
+def lay_out(config: Config, classes: int) -> Localizer:
     """A model with the configuration's shapes. Bodies of this package get no memory; others may not know how."""
     chosen = config.model
     ours = chosen.backbone in BACKBONES and BACKBONES[chosen.backbone].weights_file

@@ -1,5 +1,6 @@
 """Score a model as a configuration says, with a progress bar."""
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -20,14 +21,19 @@ def score_split(
     console: Console,
     observe: BatchObserver = lambda images, maps, scores: None,
 ) -> Scores:
-    """Evaluate `model` on a split by the configured protocol; `observe` may raise to leave early."""
+    """Evaluate `model` on a split by the configured protocol; `observe` may raise to leave early.
+
+    A prediction that is the same class for all images is told: it is no error, and says nothing of the images.
+    """
+    predicted = torch.zeros(len(index.classes), dtype=torch.bool, device=runtime.device)
 
     def advance(images: Tensor, maps: Tensor, scores: Tensor) -> None:
         meter.advance(len(images), len(images))
+        predicted[scores.argmax(1)] = True
         observe(images, maps, scores)
 
     with Meter(console, "evaluation", len(index)) as meter:
-        return evaluate(
+        found = evaluate(
             model,
             index,
             runtime,
@@ -40,3 +46,11 @@ def score_split(
             loading=loading_of(config.data, runtime.device),
             observe=advance,
         )
+    classes = {label for labels in runtime.world.gather(predicted.nonzero().flatten().tolist()) for label in labels}
+    if len(classes) == 1 and len(set(index.labels.tolist())) > 1:
+        console.print(
+            f"warning: all {len(index)} images are predicted to be {index.classes[classes.pop()]}; the model has "
+            "learned nothing yet, or its training diverged (then lower the stage's lr or optim.weight_decay)",
+            highlight=False,
+        )
+    return found
