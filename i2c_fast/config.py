@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -276,10 +277,14 @@ def build_config(values: dict[str, Any], source: str, overrides: Iterable[str] =
     return config
 
 
+@cache
+def _validator(section_type: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(section_type)
+
+
 def _validated(section: str, values: dict[str, Any], source: str, overridden: list[tuple[str, str]]) -> Any:
     try:
-        cls: Any = _section_type(section)
-        return TypeAdapter(cls).validate_python(values)
+        return _validator(_section_type(section)).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         location = [section, *(str(part) for part in first["loc"])]
@@ -327,9 +332,10 @@ def _checked_sections(values: dict[str, Any], source: str) -> dict[str, dict[str
 
 
 def _check_key(key: str, source: str) -> None:
-    section = key.partition(".")[0]
-    known = [name.replace("stageN", section if STAGE.fullmatch(section) else "stage0") for name, *_ in keys()]
-    if key not in known:
+    section, _, name = key.partition(".")
+    cls = _section_type(section)
+    if cls is None or name not in {entry.name for entry in dataclasses.fields(cls)}:
+        known = [name.replace("stageN", section if STAGE.fullmatch(section) else "stage0") for name, *_ in keys()]
         raise UserError(f"{source}: there is no key {key}{_nearest(key, known)}")
 
 

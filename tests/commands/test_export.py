@@ -25,11 +25,12 @@ from i2c_fast.cli import main
 from i2c_fast.commands import export as exporting
 from i2c_fast.commands.export import EXAMPLE, FORMATS, TOLERANCE, Run, export_checkpoint
 from i2c_fast.commands.predict import Predictor
-from i2c_fast.config import as_dict, build_config
+from i2c_fast.config import build_config
 from i2c_fast.errors import UserError
 from i2c_fast.models import BACKBONES, Localizer, build_localizer
 from i2c_fast.training import load_checkpoint, restore_predictor, save_checkpoint
 
+from ..checkpoints import whole_state
 from ..conftest import TINY
 
 SIDE = 64
@@ -44,15 +45,8 @@ BOTH = [pytest.param(".onnx", marks=needs_onnx), ".pt2"]
 def write_checkpoint(path: Path, scores: dict[str, Any] | None = PAPER, model: Localizer | None = None) -> Path:
     """A checkpoint of a model no run has trained."""
     changes = ("data.image_size=64", "data.short_side=64", "stage1.method=cam")
-    state = {
-        "config": as_dict(build_config({}, "tests", (*TINY, *changes))),
-        "stage": "stage1",
-        "method": {},
-        "classes": CLASSES,
-        "model": (model or build_localizer("resnet18", len(CLASSES))).state_dict(),
-        "scores": scores,
-    }
-    save_checkpoint(path, state)
+    config = build_config({}, "tests", (*TINY, *changes))
+    save_checkpoint(path, whole_state(config, CLASSES, model, scores=scores))
     return path
 
 
