@@ -19,13 +19,13 @@ from ..data.index import IMAGE_SUFFIXES
 from ..errors import UserError
 from ..evaluation import PaperProtocol
 from ..evaluation.boxes import Gray
-from ..evaluation.evaluate import NOT_FINITE
 from ..files import write_json
 from ..report import draw_overlay, save_picture
 from ..runtime import Runtime, memory_errors, open_runtime
 from ..training import load_checkpoint, restore_predictor, stored_threshold
 from ..training.loading import checkpoint_config, loading_of, settle_loader
 from ..training.logs import Meter
+from ..training.scoring import NOT_FINITE
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 
 from ..data import BY_OPENCV, EvalBatches, Flavor, ImageIndex, Loading, eval_loader
-from ..errors import UserError
 from ..models import Localizer
 from ..runtime import Runtime
 from .metric import LocalizationMetric
 from .protocols import ScoringProtocol
 from .scores import Scores
-
-NOT_FINITE = "class scores that are NaN or infinite: its training diverged"
 
 # Called after each batch with the images' positions in the split [N], raw maps of their labels' classes fp32 [N,h,w]
 # and class scores fp32 [N,Y], all on the device.
@@ -45,9 +42,6 @@ def evaluate(
         resize: the flavor the model was trained with.
         observe: sees what was computed of each batch of this rank, see `BatchObserver`.
 
-    Raises:
-        UserError: class scores that are not finite: errors computed from them would mean nothing.
-
     Over several ranks each takes every R-th batch, so that batches are the same for any number of them, and all get the
     scores of the whole split.
     """
@@ -66,12 +60,6 @@ def evaluate(
                     scores = logits.float()
                     if batch.enlarged is not None:
                         scores = ten_crop_scores(model, batch.enlarged.to(runtime.device), image_size)
-                if not scores.isfinite().all():
-                    image = index.paths[int(batch.indices[~scores.isfinite().all(1).cpu()][0])]
-                    raise UserError(
-                        f"the model gives {NOT_FINITE} (the first for {image}); lower the stage's lr, its loss weights "
-                        "or optim.weight_decay, or score an earlier checkpoint"
-                    )
                 boxes = [index.boxes[i] for i in batch.indices.tolist()]
                 metric.update(maps, scores, labels, boxes, batch.sizes, batch.indices)
                 observe(batch.indices, maps, scores)

@@ -6,11 +6,14 @@ from torch import Tensor
 
 from ..config import Config
 from ..data import ImageIndex
+from ..errors import UserError
 from ..evaluation import BatchObserver, Scores, evaluate, named_protocol
 from ..models import Localizer
 from ..runtime import Runtime
 from .loading import loading_of
 from .logs import Meter
+
+NOT_FINITE = "class scores that are NaN or infinite: its training diverged"
 
 
 def score_split(
@@ -24,11 +27,21 @@ def score_split(
     """Evaluate `model` on a split by the configured protocol; `observe` may raise to leave early.
 
     A prediction that is the same class for all images is told: it is no error, and says nothing of the images.
+
+    Raises:
+        UserError: class scores that are not finite: errors computed from them would mean nothing.
     """
     predicted = torch.zeros(len(index.classes), dtype=torch.bool, device=runtime.device)
 
     def advance(images: Tensor, maps: Tensor, scores: Tensor) -> None:
         meter.advance(len(images), len(images))
+        finite = scores.isfinite().all(1)
+        if not finite.all():
+            first = index.paths[int(images[~finite.cpu()][0])]
+            raise UserError(
+                f"the model gives {NOT_FINITE} (the first for {first}); lower the stage's lr, its loss weights or "
+                "optim.weight_decay, or score an earlier checkpoint"
+            )
         predicted[scores.argmax(1)] = True
         observe(images, maps, scores)
 
