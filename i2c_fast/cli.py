@@ -152,7 +152,7 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], output: Path | None, 
 @click.option("--threshold-from", type=SPLITS, help="Choose thresholds on this split [default: on the scored one].")
 @click.option("--predictions", type=PATH, help="Lines image_id,class,class… for Top-1, Top-5.")
 @click.option("--masks", type=PATH, help="Where the paths of masks start: gives PxAP.")
-@click.option("--threads", type=click.IntRange(min=1), help="That read and judge maps [default: one a processor].")
+@click.option("--threads", type=click.IntRange(1, 1024), help="That read and judge maps [default: one a processor].")
 @click.option("--output", "-o", type=PATH, help="Also write the errors to this JSON file.")
 def score(maps: Path, metadata: Path, output: Path | None, **options: Any) -> None:
     """Score saved MAPS of any method: a folder of IMAGE_ID.npy or .npz, or one .npz of all; no images needed."""
@@ -290,8 +290,10 @@ def env() -> None:
 @main.command(cls=KeysCommand)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", "-o", type=PATH, help="Folder [default: runs/demo, or the next free].")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the generated set and run.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Processor threads [default: torch's choice].")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated set and run."
+)
+@click.option("--threads", type=click.IntRange(0, 1024), default=0, help="Processor threads [default: torch's choice].")
 def demo(overrides: tuple[str, ...], output: Path | None, seed: int, threads: int) -> None:
     """Generate images, train plain and I²C from one start, compare them: the whole path in minutes on a CPU.
 
