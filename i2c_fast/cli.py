@@ -44,6 +44,11 @@ class Commands(click.Group):
         except UserError as error:
             click.echo(printable(f"i2c-fast: {error}"), err=True)
             sys.exit(2)
+        except ImportError as error:
+            if error.name != "triton":  # which I2C_FAST_BACKEND may ask for
+                raise
+            click.echo(f"i2c-fast: {error}", err=True)
+            sys.exit(2)
         except KeyboardInterrupt:
             click.echo("i2c-fast: interrupted", err=True)
             sys.exit(130)
