@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .boxes import EMPTY_BOX, Boxes, Contours, Gray, find_contours, highest_overlaps, largest_region_boxes
+from .boxes import Boxes, Contours, Gray, find_contours, highest_overlaps, largest_region_boxes
 
 Verdicts = NDArray[np.bool_]
 
@@ -158,12 +158,12 @@ class WsolEvaluationProtocol(ScoringProtocol):
         return (self.normalize(raw) * 255).astype(np.uint8)
 
     def boxes(self, contours: Contours) -> Boxes:
-        """MaxBoxAcc's box at each threshold of the grid, int32 [T, 4] (step 4)."""
-        return self._enlarged(contours.largest[self.thresholds])
+        """MaxBoxAcc's box at each threshold of `contours`, int32 [T, 4] (step 4)."""
+        return self._enlarged(contours.largest)
 
     def box_at(self, gray: Gray, threshold: int) -> Boxes:
         """MaxBoxAcc's box at one threshold, int32 [4] (step 4)."""
-        return self._enlarged(find_contours(gray).largest[[threshold]])[0]
+        return self._enlarged(find_contours(gray, np.array([threshold])).largest)[0]
 
     def to_map(self, gt_boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.floating]:
         """Boxes [B, 4] of an image of the given size → in pixels of the gray map, rounded down (step 5)."""
@@ -180,12 +180,9 @@ class WsolEvaluationProtocol(ScoringProtocol):
         if not len(gt_boxes):
             return Verdict(np.zeros(grid, np.bool_), np.zeros((len(CONTOUR_IOUS), grid), np.bool_))
         scaled = self.to_map(gt_boxes, width, height)
-        contours = find_contours(self.gray_map(raw, width, height))
+        contours = find_contours(self.gray_map(raw, width, height), self.thresholds)
         largest = highest_overlaps(self.boxes(contours), scaled)
-        # The last row stands for no contour: `best` gives −1 there.
-        everywhere = self._enlarged(np.concatenate([contours.boxes, np.array([EMPTY_BOX], np.int32)]))
-        overlaps = highest_overlaps(everywhere, scaled)
-        best = overlaps[contours.best(overlaps[:-1])][self.thresholds]
+        best = contours.highest(highest_overlaps(self._enlarged(contours.boxes), scaled))
         return Verdict(largest >= 0.5, best >= np.array(CONTOUR_IOUS)[:, None])
 
     def _enlarged(self, boxes: Boxes) -> Boxes:
