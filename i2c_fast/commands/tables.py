@@ -13,7 +13,7 @@ def print_scores(console: Console, rows: dict[str, dict[str, Any]]) -> None:
     columns = ("cls top-1", "cls top-5", "loc top-1", "loc top-5", "gt-known", "threshold")
     table = Table(Column("error %", overflow="fold"), *columns, box=None)
     for name, summary in rows.items():
-        if "pxap" in summary:
+        if "images_with_boxes" not in summary:  # PxAP of saved maps, nothing else
             continue
         cells = [f"{summary[top]:.2f}" if top in summary else "unknown" for top in ("cls_top1", "cls_top5")]
         for metric in ("loc_top1", "loc_top5", "gt_known"):
@@ -23,7 +23,7 @@ def print_scores(console: Console, rows: dict[str, dict[str, Any]]) -> None:
         table.add_row(name, *cells)
     if table.row_count:
         console.print(table)
-    if any("cls_top1" not in summary for summary in rows.values() if "pxap" not in summary):
+    if any("cls_top1" not in summary for summary in rows.values() if "images_with_boxes" in summary):
         console.print("unknown: give class predictions with --predictions", highlight=False)
     for name, summary in rows.items():
         line = accuracies(summary)

@@ -119,12 +119,19 @@ class WsolEvaluationProtocol(ScoringProtocol):
        ≥ 0.5 (V2: that of any contour's box ≥ 0.3, 0.5, 0.7); widths and heights count +1.
 
     Attributes:
-        interval: between the thresholds t (``cam_curve_interval``).
+        interval: between the thresholds t (``cam_curve_interval``), 1e-6…1.
+
+    Raises:
+        ValueError: an interval out of range.
     """
 
     interval: float = 0.001
     name: ClassVar[str] = "wsolevaluation"
     side: ClassVar[int] = 224
+
+    def __post_init__(self) -> None:
+        if not 1e-6 <= self.interval <= 1:
+            raise ValueError(f"the interval between thresholds must be 1e-6…1, got {self.interval}")
 
     @property
     def fractions(self) -> NDArray[np.float64]:

@@ -1,10 +1,13 @@
-"""Find every region of a gray map at many thresholds, in compiled code: a mask is its runs, and runs join into regions.
+"""Find every region of a gray map at many thresholds, in compiled code.
 
-A run is a stretch of a row above the threshold, a gap the stretch between two runs. Pixels are numbered row by row, with
-two more of padding at each row's end: a step of one row moves a run onto those below it, and the gaps around the rows'
-ends hang together as a frame around the map, to which every dark spot belongs that is not a hole. One scan finds the
-runs of all masks, as many as pixels times the masks they differ in; so few thresholds and smooth maps are little work.
-One compiled call turns a map into boxes and releases the interpreter lock.
+A mask ``gray > t`` is a list of runs: stretches of rows above the threshold, with gaps between them. Runs that touch
+join into regions; gaps that touch join into holes, or into the frame around the map. Pixels are numbered row by row,
+with two more of padding at each row's end: so one step moves a run onto the row below it, and the gaps around the ends
+of rows are parts of the frame.
+
+One scan of the map finds the runs of all masks. A run ends where two neighbors lie on both sides of a threshold, so the
+work grows with the number of thresholds and with the roughness of the map. The compiled call releases the interpreter
+lock.
 
 Import this module late: it loads numba, which takes longer than the package. All that is compiled stays in this file:
 numba's cache on disk notices no change in another.
@@ -86,7 +89,9 @@ def _find_runs(ranks: Bytes, first: int, last: int, at: Longs, starts: Ints, end
     for y in range(height):
         before = first
         for x in range(width + 1):
-            rank = first if x == width else min(max(np.int64(ranks[y, x]), first), last)
+            rank = first
+            if x < width:
+                rank = min(max(int(ranks[y, x]), first), last)
             pixel = y * (width + 2) + x
             for mask in range(before, rank):
                 starts[at[mask]] = pixel
@@ -165,9 +170,7 @@ def _largest(parents: Ints, regions: Ints, count: int, size: int, last_wins: boo
     """The region whose column `size` is largest, of equal ones the first or the last; −1 if there is none."""
     found = -1
     for region in range(count):
-        if parents[region] == region and (
-            found < 0 or regions[region, size] >= regions[found, size] + (not last_wins)
-        ):
+        if parents[region] == region and (found < 0 or regions[region, size] >= regions[found, size] + (not last_wins)):
             found = region
     return found
 
