@@ -186,10 +186,10 @@ class WsolEvaluationProtocol(ScoringProtocol):
         grid = len(self.thresholds)
         if not len(gt_boxes):
             return Verdict(np.zeros(grid, np.bool_), np.zeros((len(CONTOUR_IOUS), grid), np.bool_))
-        scaled = self.to_map(gt_boxes, width, height)
         contours = find_contours(self.gray_map(raw, width, height), self.thresholds)
-        largest = highest_overlaps(self.boxes(contours), scaled)
-        best = contours.highest(highest_overlaps(self._enlarged(contours.boxes), scaled))
+        boxes = self._enlarged(np.concatenate([contours.largest, contours.boxes]))
+        overlaps = highest_overlaps(boxes, self.to_map(gt_boxes, width, height))
+        largest, best = overlaps[:grid], contours.highest(overlaps[grid:])
         return Verdict(largest >= 0.5, best >= np.array(CONTOUR_IOUS)[:, None])
 
     def _enlarged(self, boxes: Boxes) -> Boxes:
@@ -203,7 +203,10 @@ def _min_max(values: NDArray[Any]) -> NDArray[np.floating]:
     low, high = values.min(), values.max()
     with np.errstate(over="ignore", invalid="ignore"):
         span = high - low
-    return (values - low) / span if np.isfinite(span) and span != 0 else np.zeros(values.shape)
+    if not np.isfinite(span) or span == 0:
+        return np.zeros(values.shape)
+    shifted = values - low
+    return np.divide(shifted, span, out=shifted)
 
 
 def named_protocol(name: str, threshold_step: int = 1) -> ScoringProtocol:

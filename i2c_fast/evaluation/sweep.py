@@ -23,6 +23,11 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
+Counts = NDArray[
+    np.uint32
+]  # what counts or is an index: numba asks of signed ones, each time, whether they are negative
+
+ZERO, ONE = np.uint32(0), np.uint32(1)
 
 # Columns of a region: its box, how many pixels it has, and twice the area of the polygon through its outermost pixels,
 # less that of its holes: a full 2 x 2 quad of pixels counts 2, one with three pixels 1.
@@ -86,23 +91,30 @@ def _find_runs(ranks: Bytes, first: int, last: int, at: Longs, starts: Ints, end
         at: for each mask, where its first start and the end before it, that of the frame, go.
     """
     height, width = ranks.shape
+    row = np.empty(width + 2, np.int32)
+    row[0] = row[width + 1] = first
+    changes, place = np.empty(width + 1, np.uint32), at.astype(np.uint32)
     for y in range(height):
-        before = first
-        for x in range(width + 1):
-            rank = first
-            if x < width:
-                rank = min(max(int(ranks[y, x]), first), last)
-            pixel = y * (width + 2) + x
-            for mask in range(before, rank):
-                starts[at[mask]] = pixel
-            for mask in range(rank, before):
-                at[mask] += 1
-                ends[at[mask]] = pixel
-            before = rank
+        for x in range(width):
+            row[x + 1] = min(max(np.int32(ranks[y, x]), np.int32(first)), np.int32(last))
+        count = ZERO
+        for x in range(width + 1):  # without a branch, which no processor would foresee
+            changes[count] = x
+            count += np.uint32(row[x] != row[x + 1])
+        for i in range(count):
+            x = changes[i]
+            before, rank, pixel = row[x], row[x + ONE], y * (width + 2) + x
+            if before < rank:
+                for mask in range(np.uint32(before), np.uint32(rank)):
+                    starts[place[mask]] = pixel
+            else:
+                for mask in range(np.uint32(rank), np.uint32(before)):
+                    place[mask] += ONE
+                    ends[place[mask]] = pixel
 
 
 @numba.njit
-def _root(parents: Ints, region: int) -> int:
+def _root(parents: Counts, region: int) -> int:
     while parents[region] != region:
         parents[region] = parents[parents[region]]
         region = parents[region]
@@ -111,8 +123,8 @@ def _root(parents: Ints, region: int) -> int:
 
 @numba.njit
 def _join(
-    starts: Ints, ends: Ints, step: int, reach: int, entered: Ints, parents: Ints, regions: Ints
-) -> tuple[int, bool]:
+    starts: Ints, ends: Ints, step: int, reach: int, entered: Counts, parents: Counts, regions: Ints
+) -> tuple[Any, bool]:
     """Join runs, which come in the order of their pixels, into regions.
 
     Args:
@@ -123,50 +135,47 @@ def _join(
     Returns:
         how many regions there are, and whether some run joined a region to itself, around a hole.
     """
-    count, holed, near, y = 0, False, 0, 0
-    for run in range(len(starts)):
+    count, holed, near, rows = ZERO, False, ZERO, 1 / step
+    for run in range(np.uint32(len(starts))):
         start, end = starts[run], ends[run]
-        while start >= (y + 1) * step:
-            y += 1
+        y = int((start + 0.5) * rows)  # start // step, which takes longer
         while ends[near] + step + reach <= start:
-            near += 1
-        region, polygon, above = -1, 0, near
+            near += ONE
+        region, polygon, above = count, 0, near
         while above < run and starts[above] + step < end + reach:
             left, right = starts[above] + step, ends[above] + step
             shared = min(right, end) - max(left, start)
             if shared > 0:
                 polygon += 2 * (shared - 1) + (left != start) + (right != end)
-            other = _root(parents, entered[above])
-            above += 1
-            if region < 0:
+            other = np.uint32(_root(parents, entered[above]))
+            above += ONE
+            if region == count:
                 region = other
             elif other == region:
                 holed = True
             else:
                 region, other = min(region, other), max(region, other)
                 parents[other] = region
-                regions[region, X0] = min(regions[region, X0], regions[other, X0])
-                regions[region, X1] = max(regions[region, X1], regions[other, X1])
-                regions[region, PIXELS] += regions[other, PIXELS]
-                regions[region, POLYGON] += regions[other, POLYGON]
-        near = max(near, above - 1)
-        x0, x1 = start - y * step, end - 1 - y * step
-        if region < 0:
-            region = count
-            count += 1
+                whole, part = regions[region], regions[other]
+                whole[X0], whole[X1] = min(whole[X0], part[X0]), max(whole[X1], part[X1])
+                whole[PIXELS] += part[PIXELS]
+                whole[POLYGON] += part[POLYGON]
+        if above > near:
+            near = above - ONE
+        x0, x1, grown = start - y * step, end - 1 - y * step, regions[region]
+        if region == count:
             parents[region] = region
-            regions[region, X0], regions[region, Y0], regions[region, X1] = x0, y, x1
-            regions[region, PIXELS] = regions[region, POLYGON] = 0
-        regions[region, X0], regions[region, X1] = min(regions[region, X0], x0), max(regions[region, X1], x1)
-        regions[region, Y1] = y
-        regions[region, PIXELS] += end - start
-        regions[region, POLYGON] += polygon
+            count += ONE
+            grown[X0], grown[Y0], grown[X1], grown[PIXELS], grown[POLYGON] = x0, y, x1, 0, 0
+        grown[X0], grown[X1], grown[Y1] = min(grown[X0], x0), max(grown[X1], x1), y
+        grown[PIXELS] += end - start
+        grown[POLYGON] += polygon
         entered[run] = region
-    return count, holed
+    return np.int64(count), holed
 
 
 @numba.njit
-def _largest(parents: Ints, regions: Ints, count: int, size: int, last_wins: bool) -> int:
+def _largest(parents: Counts, regions: Ints, count: int, size: int, last_wins: bool) -> int:
     """The region whose column `size` is largest, of equal ones the first or the last; −1 if there is none."""
     found = -1
     for region in range(count):
@@ -176,7 +185,7 @@ def _largest(parents: Ints, regions: Ints, count: int, size: int, last_wins: boo
 
 
 @numba.njit
-def _exceeds_all(found: int, parents: Ints, regions: Ints, count: int) -> bool:
+def _exceeds_all(found: int, parents: Counts, regions: Ints, count: int) -> bool:
     """Whether the polygon of a region, holes left out, is larger than the boxes around those of all others."""
     for region in range(count):
         x0, y0, x1, y1 = regions[region, :PIXELS]
@@ -186,7 +195,7 @@ def _exceeds_all(found: int, parents: Ints, regions: Ints, count: int) -> bool:
 
 
 @numba.njit
-def _fill_holes(starts: Ints, ends: Ints, entered: Ints, parents: Ints) -> int:
+def _fill_holes(starts: Ints, ends: Ints, entered: Counts, parents: Counts) -> int:
     """Join the runs on both sides of each gap that is not the frame's, in place; returns how many runs there are."""
     count = 0
     for run in range(len(starts)):
@@ -214,7 +223,7 @@ def trace(gray: Bytes, thresholds: Longs, contours: bool) -> tuple[Ints, Ints, L
     height, width = gray.shape
     step = width + 2
     most = max(counts.max() if len(counts) else 0, 0) + 1
-    entered, parents, regions = np.empty(most, np.int32), np.empty(most, np.int32), np.empty((most, 6), np.int32)
+    entered, parents, regions = np.empty(most, np.uint32), np.empty(most, np.uint32), np.empty((most, 6), np.int32)
     gap_entered, gap_parents, gap_regions = np.empty_like(entered), np.empty_like(parents), np.empty_like(regions)
     largest, begins = np.empty((len(counts), 4), np.int32), np.empty(len(counts), np.int64)
     boxes, box_count = np.empty((1024 if contours else 0, 4), np.int32), 0
