@@ -111,14 +111,16 @@ def open_world(device: str, timeout: float) -> Iterator[World]:
         yield ALONE
         return
     world, heart, stop = _join(device, timeout)
+    in_step = False  # whether all ranks come to the end
     try:
         yield world
+        in_step = True
     except UserError as error:
         if not _first_to_tell(world, str(error)):
             raise SystemExit(2) from None
         raise
     except RuntimeError as error:  # torch's word for a collective that failed
-        _leave(device)  # whoever waits for this rank sees it at once
+        _leave(device, in_step)  # whoever waits for this rank sees it at once
         stopped = _silent(world)
         if not stopped:
             raise
@@ -130,12 +132,12 @@ def open_world(device: str, timeout: float) -> Iterator[World]:
     finally:
         stop.set()
         heart.join()
-        _leave(device)
+        _leave(device, in_step)
 
 
-def _leave(device: str) -> None:
-    # NCCL would wait for ranks that may be gone; it ends with the process.
-    if dist.is_initialized() and (device == "cpu" or not torch.cuda.is_available()):
+def _leave(device: str, in_step: bool) -> None:
+    # NCCL would wait for ranks that may be gone; it then ends with the process.
+    if dist.is_initialized() and (in_step or device == "cpu" or not torch.cuda.is_available()):
         dist.destroy_process_group()
 
 

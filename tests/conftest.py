@@ -11,6 +11,8 @@ import torch
 from i2c_fast.config import Config, build_config
 from i2c_fast.data.generated import write_generated
 
+from .processes import server
+
 THREADS = 1  # tests run beside each other, in processes of their own
 
 
@@ -18,11 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exhaustive", action="store_true", help="test all of what is otherwise sampled")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(THREADS)
     os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the processes that tests start
     hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
     hypothesis.settings.load_profile("repeatable")
+    if hasattr(config, "workerinput") and os.environ.get("I2C_FAST_BACKEND") != "interpret":
+        server()  # before a test that would start it with less
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -63,30 +63,31 @@ def test_the_package_is_a_module_to_run_as_torchrun_does() -> None:
     assert done.stdout.startswith("Usage: i2c-fast train")
 
 
-def test_train_evaluate_predict_from_the_shell(tiny_set: Path, tmp_path: Path) -> None:
+def test_train_evaluate_predict_from_the_shell(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('description = "mine"\n[i2c]\nk = 2\n')
+    command = [sys.executable, "-m", "i2c_fast.cli", "train", recipe, f"data.root={tiny_set}", *TINY]
     environment = {**os.environ, "COLUMNS": "200"}
-
-    def shell(*arguments: str | Path) -> str:
-        command = [sys.executable, "-m", "i2c_fast.cli", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    printed = shell("train", recipe, f"data.root={tiny_set}", *TINY)
-    assert "gt-known" in printed
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "gt-known" in done.stdout
     assert "k = 2" in (tmp_path / "runs/mine/config.toml").read_text()
-    shell("evaluate", "runs/mine", "--output", "errors.json")
+    monkeypatch.chdir(tmp_path)
+
+    def work(*arguments: str | Path) -> None:
+        result = call(*arguments)
+        assert result.exit_code == 0, result.output
+
+    work("evaluate", "runs/mine", "--output", "errors.json")
     again = json.loads((tmp_path / "errors.json").read_text())["errors"]["runs/mine"]
     assert again == json.loads((tmp_path / "runs/mine/evaluation.json").read_text())
     first = sorted((tmp_path / "runs/mine/checkpoints").iterdir())[0]
-    shell("evaluate", "runs/mine", "--against", first, "--output", "pair.json")
+    work("evaluate", "runs/mine", "--against", first, "--output", "pair.json")
     pair = json.loads((tmp_path / "pair.json").read_text())
     errors = [pair["errors"][name]["cls_top1"] for name in (str(first), "runs/mine")]
     assert pair["differences"]["cls_top1"]["difference"] == pytest.approx(errors[1] - errors[0])
     val = tiny_set / "Data/CLS-LOC/val"
-    shell("predict", "runs/mine", val, "--boxes", tiny_set, "--output", "out")
+    work("predict", "runs/mine", val, "--boxes", tiny_set, "--output", "out")
     predictions = json.loads((tmp_path / "out/boxes.json").read_text())["predictions"]
     assert len(predictions) == 12
     assert all(len(p["gt_boxes"]) == 1 and (tmp_path / "out" / p["overlay"]).is_file() for p in predictions)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import Config, DataConfig, as_dict, as_toml, build_config, differences
 from ..data import ImageIndex, Split, read_split, recognize
@@ -22,6 +22,7 @@ from ..files import write_bytes, write_json
 from ..models import Localizer, build_localizer, load_imagenet_weights
 from ..runtime import Runtime, open_runtime, seed_all
 from ..world import ALONE, World
+from .batchnorm import synchronize_batchnorm
 from .checkpoint import checkpoints_of, load_checkpoint, newest_checkpoint, restore_predictor, save_weights
 from .loading import checkpoint_config, settle_loader
 from .loop import STOPPED, Trainer
@@ -162,8 +163,6 @@ def _build_model(
 ) -> Localizer:
     """The model with the weights it starts from, on the CPU; those of a checkpoint come with the trainer's state."""
     chosen = config.model
-    if chosen.bn == "sync" and runtime.device.type != "cuda":
-        raise UserError(f"model.bn=sync needs GPUs, this run is on {runtime.device}; take local or frozen")
     seed_all(config.run.seed)
     model = build_localizer(chosen.backbone, len(train.classes), chosen.head_width, chosen.dropout)
     if config.data.image_size < 2 * model.stride:
@@ -183,7 +182,7 @@ def _build_model(
         left_over = f", {len(report.unexpected)} of other layers left over" if report.unexpected else ""
         console.print(f"ImageNet weights: {len(report.loaded)} tensors loaded{left_over}", highlight=False)
     model.frozen_statistics = chosen.bn == "frozen"
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if chosen.bn == "sync" else model
+    return synchronize_batchnorm(model, runtime.device) if chosen.bn == "sync" else model
 
 
 def _facts(config: Config, train: ImageIndex, val: ImageIndex) -> dict[str, str]:

@@ -1,9 +1,5 @@
-"""The kernels' benchmark on a machine without a GPU: it checks results, and times nothing."""
+"""The kernels' benchmark refuses what it must not time. A run of it: `tests/kernels/interpret/test_benchmark.py`."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,51 +11,6 @@ from benchmarks.sizes import TINY, TINY_UNUSUAL, Size
 from benchmarks.verdicts import Verdict
 
 pytest.importorskip("triton")
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "I2C_FAST_BACKEND"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
-    command = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_without_a_gpu_results_are_checked_and_times_are_not_measured(tmp_path: Path) -> None:
-    done = run("--quick", "--op", "objective", "--op", "label_cam", "--output", str(tmp_path / "out.json"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / "out.json").read_text())
-    assert {row["op"] for row in report["rows"]} == {"objective", "label_cam"}
-    assert {"loops", "eager", "compile", "plain tap", "fused"} <= {row["provider"] for row in report["rows"]}
-    assert all(row["status"] == "ok" and row["error"] < 1e-5 and not row["phases"] for row in report["rows"])
-    assert all(row["results"][row["of"]]["error"] == row["error"] <= row["allowed"] for row in report["rows"])
-    assert report["bars"] and all(bar["kept"] is None for bar in report["bars"])
-    assert "not measured" in report["measured"] and "not measured" in done.stdout
-    assert {"torch", "triton", "gpu", "commit"} <= set(report["environment"])
-
-
-def test_a_run_of_other_ops_keeps_what_the_file_holds(tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-
-    def ops_after(op: str) -> set[str]:
-        done = run("--quick", "--op", op, "--output", str(out))
-        assert done.returncode == 0, done.stdout + done.stderr
-        return {row["op"] for row in json.loads(out.read_text())["rows"]}
-
-    assert ops_after("normalize_cam") == {"normalize_cam"}
-    assert ops_after("update_centers") == {"normalize_cam", "update_centers"}
-    report = json.loads(out.read_text())
-    report["environment"]["triton"] = "another"
-    out.write_text(json.dumps(report))
-    assert ops_after("normalize_cam") == {"normalize_cam"}
-
-
-def test_a_picture_of_nothing_is_refused_in_words(tmp_path: Path) -> None:
-    out, picture = str(tmp_path / "out.json"), str(tmp_path / "out.png")
-    done = run("--quick", "--op", "update_centers", "--output", out, "--plot", picture)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "no picture" in done.stdout
 
 
 def test_a_provider_that_is_wrong_in_an_unusual_batch_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

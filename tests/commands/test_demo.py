@@ -10,13 +10,18 @@ from rich.console import Console
 from i2c_fast.commands import demo
 from i2c_fast.config import Config
 from i2c_fast.errors import UserError
+from i2c_fast.models import backbones
 from i2c_fast.training import load_checkpoint
+
+from ..training.ranks import Tiny
 
 
 def test_demo_leaves_both_rows_their_difference_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "TRAIN_IMAGES", 4)
     monkeypatch.setattr(demo, "TEST_IMAGES", 2)
-    results = demo.run_demo(tmp_path / "demo", seed=3, threads=0, console=Console(quiet=True))
+    monkeypatch.setattr(backbones, "BACKBONES", {**backbones.BACKBONES})
+    backbones.register_backbone("tiny", Tiny, head_width=8)
+    results = demo.run_demo(tmp_path / "demo", 3, 0, Console(quiet=True), ["model.backbone=tiny", "data.workers=0"])
     written = json.loads((tmp_path / "demo/results.json").read_text())
     assert set(written["errors"]) == {"plain", "i2c"}
     assert "prove nothing about the paper" in written["notice"]

@@ -20,6 +20,7 @@ from i2c_fast.evaluation import (
 )
 from i2c_fast.evaluation.metric import WAITING
 
+from ..processes import start_ranks
 from .maps import cam
 
 COUNT, CLASSES = 12, 7
@@ -319,7 +320,7 @@ def _score_rank(rank: int, parts: list[list[int]], folder: str) -> None:
 def test_every_rank_gathers_the_scores_of_all(tmp_path: Path) -> None:
     # Images 0 and 1 are given to two ranks, as DistributedSampler does, and one rank has none.
     parts = [[3, 0, 7, 1, 11], [], [1, 2, 4, 5, 6, 8, 9, 10, 0]]
-    torch.multiprocessing.spawn(_score_rank, (parts, str(tmp_path)), nprocs=len(parts))
+    start_ranks(_score_rank, len(parts), parts, str(tmp_path))
     expected = update(fresh(), list(range(COUNT))).scores()
     for rank in range(len(parts)):
         assert_equal(Scores(**torch.load(tmp_path / f"{rank}.pt", weights_only=False)), expected)

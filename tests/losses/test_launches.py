@@ -16,6 +16,8 @@ from triton.runtime.jit import JITFunction
 
 from i2c_fast import InterImageLoss, kernels
 
+from ..processes import start_ranks
+
 KERNELS = [
     "_sample_pixels", "write_pair_rows", "_class_means", "total_losses", "_inter_image_backward", "_add_columns",
     "_update_centers",
@@ -67,7 +69,7 @@ def _step_on_rank(rank: int, folder: str) -> None:
 
 
 def test_a_step_on_two_ranks_adds_one_collective(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_step_on_rank, (str(tmp_path),), nprocs=2)
+    start_ranks(_step_on_rank, 2, str(tmp_path))
     for rank in range(2):
         for classes, (launched, calls) in torch.load(tmp_path / f"{rank}.pt").items():
             assert launched == KERNELS

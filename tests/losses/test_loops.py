@@ -11,6 +11,8 @@ from i2c_fast import InterImageLoss
 from i2c_fast.models import Localizer
 from i2c_fast.models.head import LocalizationHead
 
+from ..processes import start_ranks
+
 LABELS = torch.tensor([[0, 0, 2, 2, 1], [1, 2, 1, 2, 0]])  # of each rank
 
 
@@ -49,7 +51,7 @@ def _train_rank(rank: int, folder: str) -> None:
 
 def test_ddp_averages_the_gradients_that_come_through_slots_and_leaves_the_bank_alone(tmp_path: Path) -> None:
     """Each rank's terms are those of its own batch."""
-    torch.multiprocessing.spawn(_train_rank, (str(tmp_path),), nprocs=2)
+    start_ranks(_train_rank, 2, str(tmp_path))
     alone = []
     for rank in range(2):
         model, terms = localizer(), criterion()

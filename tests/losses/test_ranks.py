@@ -17,6 +17,8 @@ from i2c_fast.models import Localizer
 from i2c_fast.models.head import LocalizationHead
 from i2c_fast.ranks import RankExchange
 
+from ..processes import start_ranks
+
 CHANNELS, STEPS = 6, 3
 # Of each rank in each step: slots of one class lie side by side, classes come on several ranks, some images are
 # ignored or alone, and a step's pairs are not shared out equally.
@@ -109,7 +111,7 @@ def _train_rank(rank: int, ranks: int, folder: str) -> None:
 def on_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[list[State]]:
     """State by case and rank. With six ranks a slot of two images is all that a rank has."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_train_rank, (request.param, str(folder)), nprocs=request.param)
+    start_ranks(_train_rank, request.param, request.param, str(folder))
     by_rank = [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
     return [[State(**found[case]) for found in by_rank] for case in range(len(CASES))]
 
@@ -152,7 +154,7 @@ def _exchange_rank(rank: int, folder: str) -> None:
 
 
 def test_a_nan_stays_in_its_class_and_a_wrong_label_is_not_lost(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_exchange_rank, (str(tmp_path),), nprocs=2)
+    start_ranks(_exchange_rank, 2, str(tmp_path))
     for rank in range(2):
         for (name, classes), parts in torch.load(tmp_path / f"{rank}.pt").items():
             rows = Rows(**parts)

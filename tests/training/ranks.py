@@ -6,7 +6,6 @@ that torchrun does not start fork from a server that has imported the package.
 
 import faulthandler
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -33,6 +32,8 @@ from i2c_fast.models import register_backbone
 from i2c_fast.training import load_checkpoint, run, stage
 from i2c_fast.training.loop import Trainer
 from i2c_fast.training.step import TrainStep
+
+from ..processes import server
 
 # Two stages of five steps on `write_set`, which any number of ranks trains alike.
 SMALL = (
@@ -165,8 +166,7 @@ def forked(folder: Path, jobs: Sequence[Job], ranks: int, *environments: dict[st
         environments: beside what torchrun sets, of each rank or of all.
     """
     (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs], default=str))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["i2c_fast.cli", "torch._inductor", "i2c_fast.commands.evaluate", __name__])
+    context = server()
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     common |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     each = environments if len(environments) == ranks else environments * ranks or ({},) * ranks

@@ -14,7 +14,6 @@ from i2c_fast.world import LAUNCHED, open_world
 from .ranks import ended, free_port, run_forked, train_job, write_set
 
 ALIKE = "; start all ranks with the same options, files and code"
-ON_PROCESSORS = r"model\.bn=sync needs GPUs, this run is on cpu; take local or frozen"
 # What two ranks are started with, and the line that one of them tells.
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "another configuration": (["run.seed={rank}"], rf"rank 0 on \S+ has run\.seed 0, rank 1 on \S+ has 1{ALIKE}"),
@@ -38,10 +37,6 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["batch.micro_batches=4"],
         r"2 ranks cannot divide the 1 slots of each of 4 micro-batches alike; 1 ranks can, or give another "
         r"batch\.classes than 4",
-    ),
-    "synchronized on processors": (["model.bn=sync"], ON_PROCESSORS),
-    "synchronized on whatever is there": (
-        ["model.bn=sync", "run.device=auto"], ON_PROCESSORS
     ),
     "one GPU for all": (
         ["run.device=cuda:0"],

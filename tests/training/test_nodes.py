@@ -42,13 +42,14 @@ def nodes() -> Iterator[None]:
 
 def test_two_nodes_train_what_one_process_trains(nodes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_set(tmp_path / "set")
-    # Names of hosts lead nowhere in there.
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "cable")
     with ExitStack() as stack:
         started = []
         for number, node in enumerate(NODES):
-            options = ["--nnodes", "2", "--node-rank", str(number), "--nproc-per-node", "1"]
-            options += ["--master-addr", ADDRESSES[0], "--master-port", "29500"]
+            options = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
+            options += ["--rdzv-backend=c10d", "--rdzv-id=my-run", f"--rdzv-endpoint={ADDRESSES[0]}:29400"]
+            # Names of hosts lead nowhere in there.
+            options += [f"--local-addr={ADDRESSES[number]}", f"--rdzv-conf=is_host={number == 0}"]
             job = train_job(tmp_path, "two nodes", data)
             prefix = ["ip", "netns", "exec", node]
             started.append(stack.enter_context(torchrun(tmp_path, [job], options, prefix)))

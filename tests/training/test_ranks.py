@@ -10,7 +10,7 @@ import torch
 from i2c_fast.methods import METHODS
 from i2c_fast.training import checkpoints_of
 
-from .ranks import Job, difference, ended, lines, run_forked, tensors_of, torchrun, train_job, write_set
+from .ranks import Job, difference, ended, lines, run_forked, tensors_of, train_job, write_set
 
 EXACT, ROUNDED = 1e-10, 1e-4  # fp64, fp32
 FIVE_PARTS = ("batch.classes=20", "stage1.epochs=3")  # four slots a class, a class a part
@@ -23,6 +23,7 @@ CASES = {
     "trained centers": ("batch.classes=16", "i2c.center_update=backprop"),
     "rows of images": ("batch.classes=2",),
     "five parts": FIVE_PARTS,
+    "synchronized": ("model.bn=sync",),
     "clipped, averaged": ("optim.clip_norm=0.5", "optim.ema_decay=0.9"),
     "fp32": ("run.precision=fp32",),
 }  # fmt: skip
@@ -59,7 +60,7 @@ def one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(data: Path, one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of what two ranks of torchrun came to."""
+    """Folder of what two ranks came to."""
     folder = tmp_path_factory.mktemp("two")
     jobs = [train_job(folder, name, data, *CASES[name]) for name in ON_TWO]
     jobs.append(train_job(folder, "micro-batches", data, *FIVE_PARTS, "batch.micro_batches=5"))
@@ -73,8 +74,7 @@ def two(data: Path, one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             checkpoint.unlink()
     jobs.append(train_job(folder, "continued", data, "--resume"))
     jobs += score_jobs(folder, one / "sums of classes")
-    with torchrun(folder, jobs, ["--standalone", "--nproc-per-node", "2"]) as process:
-        process.wait()
+    run_forked(folder, jobs, 2)
     return folder
 
 
