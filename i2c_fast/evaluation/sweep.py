@@ -237,10 +237,9 @@ def trace(gray: Bytes, thresholds: Longs, contours: bool) -> tuple[Ints, Ints, L
         at = np.zeros(len(counts), np.int64)
         at[first + 1 : last] = np.cumsum(counts[first : last - 1] + 1)
         run_starts, run_ends = np.empty(total, np.int32), np.empty(total, np.int32)
-        offsets = at.copy()
         _find_runs(ranks, first, last, at, run_starts, run_ends)
         for mask in range(first, last):
-            count, offset = counts[mask], offsets[mask]
+            count, offset = counts[mask], at[mask]
             # The frame begins a row above the map and ends a row below it; gap i lies before run i.
             run_ends[offset], run_starts[offset + count] = -step, (height + 1) * step
             gap_starts, gap_ends = run_ends[offset : offset + count + 1], run_starts[offset : offset + count + 1]

@@ -116,6 +116,11 @@ def test_predictions_fill_the_table(saved: Saved, tmp_path: Path) -> None:
     mistake(score(saved, "--predictions", tmp_path / "gone.csv"), "gone.csv", "No such file")
 
 
+def test_metadata_of_one_split_suggest_the_parent(saved: Saved) -> None:
+    lists = saved.lists()
+    mistake(call("score", saved.maps, "--metadata", lists), f"give its parent, --metadata={lists.parent}")
+
+
 def test_interval_is_that_of_the_thresholds(saved: Saved, tmp_path: Path) -> None:
     result = score(saved, "--interval", ".25", "--output", tmp_path / "errors.json")
     summary = json.loads((tmp_path / "errors.json").read_text())["errors"][str(saved.maps)]

@@ -37,6 +37,8 @@ def find_metadata(metadata: Path, splits: Sequence[str], option: str) -> Path:
     if holds_one(metadata):
         return metadata
     inside = [name for name in folders_in(metadata) if holds_one(metadata / name)]
+    if not inside and (metadata / IDS).is_file():
+        raise UserError(f"{option}: {metadata} is the folder of one split; give its parent, {option}={metadata.parent}")
     if not inside:
         raise UserError(f"{option}: {metadata} has no folder {' or '.join(splits)} with {IDS} and {LABELS}")
     if len(inside) > 1:
