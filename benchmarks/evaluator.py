@@ -255,6 +255,13 @@ def contests(images: int, checkpoint: Path | None, root: str | None) -> list[Con
     return [Contest(metric, kind, kinds[kind], thresholds) for kind in kinds for metric, thresholds in judged]
 
 
+def chosen_by(only: tuple[str, ...], found: list[Contest]) -> list[Contest]:
+    """The contests whose metric and kind of map are named, where any is."""
+    metrics, kinds = ({getattr(one, part) for one in found} for part in ("metric", "maps"))
+    wanted = [named & set(only) or named for named in (metrics, kinds)]
+    return [one for one in found if one.metric in wanted[0] and one.maps in wanted[1]]
+
+
 def judge(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Whether the promise is kept in each contest."""
     found = []
@@ -269,7 +276,7 @@ def judge(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.option("--images", default=8, show_default=True, help="Maps of each kind (a quarter of it of rough ones).")
 @click.option("--rounds", default=5, show_default=True, help="Rounds in which the rows take turns.")
 @click.option("--repeats", default=32, show_default=True, help="How often we judge the maps that the loop judges once.")
-@click.option("--kind", "only", multiple=True, help="Take only this kind of map, as 'smooth 28 x 28'; may be repeated.")
+@click.option("--only", multiple=True, help="A metric or kind of map to take, as 'smooth 28 x 28'; may be repeated.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A run, for real maps of its validation images.")
 @click.option("--data", help="The data set's folder, if it is not where the run found it.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path(__file__).parent / "results/evaluator.json")
@@ -287,7 +294,7 @@ def main(
     torch.set_num_threads(1)
     console = Console()
     try:
-        chosen = [one for one in contests(images, checkpoint, data) if not only or one.maps in only]
+        chosen = chosen_by(only, contests(images, checkpoint, data))
     except UserError as error:
         raise click.ClickException(str(error)) from None
     results = []
