@@ -317,7 +317,13 @@ def main(
             highlight=False,
         )
     bars = judge(results)
-    settings = {"images": images, "rounds": rounds, "repeats": repeats, "real_maps": checkpoint is not None}
+    settings = {
+        "images": images,
+        "rounds": rounds,
+        "repeats": repeats,
+        "only": only,
+        "real_maps": checkpoint is not None,
+    }
     write_json(
         output,
         {
