@@ -44,6 +44,11 @@ class Commands(click.Group):
         except UserError as error:
             click.echo(printable(f"i2c-fast: {error}"), err=True)
             sys.exit(2)
+        except ImportError as error:
+            if error.name != "triton":  # which I2C_FAST_BACKEND may ask for
+                raise
+            click.echo(f"i2c-fast: {error}", err=True)
+            sys.exit(2)
         except KeyboardInterrupt:
             click.echo("i2c-fast: interrupted", err=True)
             sys.exit(130)
@@ -148,6 +153,7 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], output: Path | None, 
 @click.option("--metadata", required=True, type=PATH, help="wsolevaluation's lists, test/ etc.")
 @click.option("--split", type=SPLITS, help="[default: test, or val if there is none]")
 @click.option("--protocol", type=click.Choice(["wsolevaluation", "paper"]), default="wsolevaluation", show_default=True)
+@click.option("--interval", type=float, help="Of wsolevaluation's thresholds [default: .001; its command line: .01].")
 @click.option("--resize", is_flag=True, help="Take raw maps of any size, such as 14 x 14, and resize them.")
 @click.option("--threshold-from", type=SPLITS, help="Choose thresholds on this split [default: on the scored one].")
 @click.option("--predictions", type=PATH, help="Lines image_id,class,class… for Top-1, Top-5.")

@@ -72,6 +72,7 @@ class DataConfig:
     layout: Annotated[str, Field(description="auto, or the layout's name")] = "auto"
     metadata: Annotated[str, Field(description="folder of wsolevaluation's metadata, for that layout")] = ""
     devkit: Annotated[str, Field(description="ILSVRC devkit, where metadata numbers classes by its ids")] = ""
+    masks: Annotated[str, Field(description="where paths of masks in metadata start (OpenImages); empty: root")] = ""
     blacklist: Annotated[str, Field(description="file of image paths to leave out, as validate-data writes it")] = ""
     max_unreadable: Annotated[int, Field(ge=0, description="unreadable training images before the run stops")] = 100
     image_size: Annotated[

@@ -16,7 +16,7 @@ def print_scores(console: Console, rows: dict[str, dict[str, Any]]) -> None:
     table = Table("error %", *columns, box=None)
     figures = sum(len(column) + 2 for column in columns)
     for label, summary in zip(_labels(console, list(rows), console.width - figures), rows.values(), strict=True):
-        if "pxap" in summary:
+        if "images_with_boxes" not in summary:  # PxAP of saved maps, nothing else
             continue
         cells = [f"{summary[top]:.2f}" if top in summary else "unknown" for top in ("cls_top1", "cls_top5")]
         for metric in ("loc_top1", "loc_top5", "gt_known"):
@@ -26,7 +26,7 @@ def print_scores(console: Console, rows: dict[str, dict[str, Any]]) -> None:
         table.add_row(label, *cells)
     if table.row_count:
         console.print(table)
-    if any("cls_top1" not in summary for summary in rows.values() if "pxap" not in summary):
+    if any("cls_top1" not in summary for summary in rows.values() if "images_with_boxes" in summary):
         console.print("unknown: give class predictions with --predictions", highlight=False)
     for name, summary in rows.items():
         line = accuracies(summary)

@@ -57,11 +57,20 @@ def read_image(path: Path) -> Image:
     Raises:
         UnreadableImageError: no such file, or not an image.
     """
+    return _decode(path, cv2.IMREAD_COLOR_RGB)
+
+
+def read_gray(path: Path) -> Image:
+    """Decode a file to gray, uint8 [H, W]: of a JPEG its luminance as stored; otherwise as `read_image`."""
+    return _decode(path, cv2.IMREAD_GRAYSCALE)
+
+
+def _decode(path: Path, kind: int) -> Image:
     data = read_file(path)
     if not data.startswith(_BEGINNINGS):
         raise UnreadableImageError(path, "is no JPEG, PNG, BMP, WebP or TIFF")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), kind | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise UnreadableImageError(path, " ".join(str(error).split())) from None
     if image is None:

@@ -33,14 +33,16 @@ from .scoring import score_split
 FREE_ON_RESUME = (
     "run.device", "run.threads", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.max_skipped",
     "run.compile", "run.cuda_graph", "run.rank_timeout", "optim.impl",
-    "data.root", "data.layout", "data.metadata", "data.workers", "data.max_unreadable",
+    "data.root", "data.layout", "data.metadata", "data.masks", "data.workers", "data.max_unreadable",
     "data.loader", "data.prefetch", "data.hw_decoder_load",  # see `settle_loader`
     "model.weights", "model.init",
     "eval.every", "eval.batch", "eval.protocol", "eval.threshold_step", "eval.ten_crop", "eval.ema",
 )  # fmt: skip
 
 # What may differ between the ranks of a run: where each finds what it reads.
-FREE_ON_RANKS = ("run.threads", "data.root", "data.metadata", "data.devkit", "data.blacklist", "data.workers")
+FREE_ON_RANKS = (
+    "run.threads", "data.root", "data.metadata", "data.devkit", "data.masks", "data.blacklist", "data.workers",
+)  # fmt: skip
 
 Resume = Literal["never", "auto", "required"]
 
@@ -211,9 +213,8 @@ def _facts(config: Config, train: ImageIndex, val: ImageIndex) -> dict[str, str]
 
 def open_split(data: DataConfig, split: Split) -> ImageIndex:
     """Index a split as the configuration describes it."""
-    return read_split(
-        data.root, split, data.layout, metadata=data.metadata, devkit=data.devkit, blacklist=data.blacklist
-    )
+    lists = {"metadata": data.metadata, "devkit": data.devkit, "masks": data.masks, "blacklist": data.blacklist}
+    return read_split(data.root, split, data.layout, **lists)
 
 
 @memory_errors("lower eval.batch or data.workers, or close other programs")
@@ -256,9 +257,10 @@ def score_checkpoint(
         index = open_split(config.data, split)
         _check_model(state, config)
         _check_classes(state, index)
-        if split == "boxed_train" and not any(map(len, index.boxes)):
+        if split != "val" and not any(map(len, index.boxes)):
+            images = "training images" if split == "boxed_train" else "val images"
             raise UserError(
-                f"the training images of {index.root} have no boxes that its layout reads, to choose thresholds by; "
+                f"the {images} of {index.root} have no boxes that its layout reads, to choose thresholds by; "
                 "leave --threshold-from out"
             )
         model = runtime.move(restore_predictor(state, config.eval.ema))

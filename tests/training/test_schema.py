@@ -126,7 +126,7 @@ def test_tensors_are_those_of_the_model() -> None:
         (("config", "data", "image_size"), 10**6),
         (("config", "data", "image_size"), "large"),
         (("config", "model", "backbone"), "nothing"),
-        (("config", "model", "head_width"), 8),
+        (("config", "model", "head_width"), 9),
         (("config", "stage1", "method"), "nothing"),
         (("config", "stage1", "method"), "cam"),
         (("config", "stage" + "9" * 5000), {"method": "cam"}),
@@ -162,7 +162,7 @@ def test_every_command_names_file_and_entry_in_one_line(command: str, tmp_path: 
 
 def test_models_of_this_package_are_compared_without_their_memory() -> None:
     # The 8192² × 9 weights of a layer would take 2.4 GB, and draws of them would move torch's generator.
-    config = build_config({}, "tests", (*TINY, "model.head_width=8192"))
+    config = build_config({}, "tests", (*TINY, "model.backbone=resnet18", "model.head_width=8192"))
     state, generator = {**whole(), "config": as_dict(config), "ema": None}, torch.get_rng_state()
     assert "model." in refusal(state)
     assert torch.equal(torch.get_rng_state(), generator)
