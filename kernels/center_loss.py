@@ -27,6 +27,7 @@ from ._common import (
     reduce_terms,
     within,
 )
+from ._launch import launch
 from ._ops import define_op
 from ._pairs import EPS, IGNORED, channel_chunks, chunk_block, sum_squares, total_sizes
 from ._triton import runs_triton, tl, triton
@@ -187,14 +188,16 @@ def _forward(
     loss, count, gaps, squares = _outputs(means, labels, centers, distance, reduction)
     (rows, channels), (chunks, sizes), squared = means.shape, channel_chunks(means.shape[1]), distance == "squared_l2"
     labels = labels.contiguous()
-    _center_gaps[rows, chunks](
+    launch(
+        _center_gaps, (rows, chunks),
         means, labels, centers, squares, gaps, channels, len(centers), *means.stride(), *centers.stride(),
         SQUARED=squared, **sizes,
     )  # fmt: skip
     if reduction == "none":
         per_row = squares.sum(1) if squared else squares.sum(1).sqrt()
         return per_row.to(means.dtype), (labels != IGNORED_LABEL).sum(), gaps, squares
-    total_losses[1,](
+    launch(
+        total_losses, (1,),
         None, None, squares, labels, None, None, loss, count, rows, 1, 1, chunks, 0,
         SQUARED=squared, MEAN=reduction == "mean", **total_sizes(chunks),
     )  # fmt: skip
@@ -228,7 +231,8 @@ def mean_gradients(
     squared = distance == "squared_l2"
     if runs_triton(gaps) and gaps.numel():
         out = torch.empty(rows, channels, dtype=dtype, device=gaps.device)
-        _center_backward[rows, chunks](
+        launch(
+            _center_backward, (rows, chunks),
             gradient, count, gaps, labels.contiguous(), squares, out, channels, classes, chunks, *gradient.stride(),
             SQUARED=squared, MEAN=mean, BLOCK_C=chunk_block(chunks), **sizes,
         )  # fmt: skip
