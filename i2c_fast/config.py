@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from .errors import UserError
 from .files import MIB, read_regular
-from .methods import METHODS, Number, PlanName, find_method
+from .methods import METHODS, Method, Number, PlanName, find_method
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -112,6 +112,9 @@ class ModelConfig:
             "the start"
         ),
     ] = "local"
+    freeze: Annotated[
+        str, Field(description="layer of the body up to which weights and BatchNorm's statistics stay; '': none")
+    ] = ""
     weights: Annotated[
         str, Field(description="imagenet (torchvision's file, downloaded once), none, or such a file's path")
     ] = "imagenet"
@@ -129,6 +132,9 @@ class BatchConfig:
         Literal["auto", PlanName],
         Field(description="class_paired: slots of one class; plain: each image once an epoch; auto: the method's own"),
     ] = "auto"
+    epoch_fraction: Annotated[
+        Number, Field(gt=0, le=1, description="of an epoch's steps that are taken, where time is short")
+    ] = 1.0
     micro_batches: Annotated[
         int,
         Field(ge=1, description="parts of a batch whose gradients a step adds up, where memory is short"),
@@ -152,9 +158,12 @@ class StageConfig:
 
 @dataclass
 class OptimConfig:
+    name: Annotated[Literal["sgd", "adamw"], Field(description="adamw takes other rates; its betas are torch's")] = (
+        "sgd"
+    )
     impl: Annotated[
         Literal["auto", "torch", "apex"],
-        Field(description="whose fused SGD; auto: torch's"),
+        Field(description="whose fused optimizer; auto: torch's. apex: SGD alone"),
     ] = "auto"
     momentum: Annotated[Number, Field(ge=0, lt=1, description="of SGD")] = 0.9
     nesterov: Annotated[bool, Field(description="Nesterov's momentum")] = True
@@ -223,9 +232,21 @@ def _section_type(section: str) -> type | None:
     return StageConfig if STAGE.fullmatch(section) else _FIXED.get(section)
 
 
-def keys() -> Iterator[tuple[str, str, Any, str]]:
+Key = tuple[str, str, Any, str]
+
+
+def keys() -> tuple[Key, ...]:
     """Every configuration key: (dotted name, type, default, help text); those of a stage as ``stageN``."""
-    sections = {**_FIXED, "stageN": StageConfig, **{name: method.Options for name, method in METHODS.items()}}
+    return _keys_with(tuple(METHODS.items()))
+
+
+@cache
+def _keys_with(methods: tuple[tuple[str, type[Method]], ...]) -> tuple[Key, ...]:
+    return tuple(_list_keys(dict(methods)))
+
+
+def _list_keys(methods: dict[str, type[Method]]) -> Iterator[Key]:
+    sections = {**_FIXED, "stageN": StageConfig, **{name: method.Options for name, method in methods.items()}}
     for section, cls in sections.items():
         hints, defaults = get_type_hints(cls, include_extras=True), cls()
         for entry in dataclasses.fields(cls):

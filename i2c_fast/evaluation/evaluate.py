@@ -22,6 +22,10 @@ from .scores import Scores
 BatchObserver = Callable[[Tensor, Tensor, Tensor], None]
 
 
+def unobserved(images: Tensor, maps: Tensor, scores: Tensor) -> None:
+    """The observer that looks at nothing."""
+
+
 def evaluate(
     model: Localizer,
     index: ImageIndex,
@@ -34,7 +38,7 @@ def evaluate(
     ten_crop: bool = False,
     resize: Flavor = "linear",
     loading: Loading = BY_OPENCV,
-    observe: BatchObserver = lambda images, maps, scores: None,
+    observe: BatchObserver = unobserved,
 ) -> Scores:
     """Score a model on a split.
 

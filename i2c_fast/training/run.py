@@ -17,7 +17,7 @@ from ..config import Config, DataConfig, as_dict, as_toml, build_config, differe
 from ..data import ImageIndex, Split, read_split, recognize
 from ..environment import environment
 from ..errors import UserError
-from ..evaluation import BatchObserver, Scores, write_maps
+from ..evaluation import BatchObserver, Scores, unobserved, write_maps
 from ..files import write_bytes, write_json
 from ..models import Localizer, build_localizer, load_imagenet_weights
 from ..runtime import Runtime, memory_errors, open_runtime, seed_all
@@ -49,7 +49,12 @@ Resume = Literal["never", "auto", "required"]
 
 @memory_errors("lower batch.classes, batch.images, data.image_size or eval.batch, or raise batch.micro_batches")
 def start_run(
-    config: Config, run: Path, console: Console, resume: Resume = "never", world: World = ALONE
+    config: Config,
+    run: Path,
+    console: Console,
+    resume: Resume = "never",
+    world: World = ALONE,
+    observe: BatchObserver = unobserved,
 ) -> Scores | None:
     """Train a configuration in the folder `run`.
 
@@ -61,6 +66,7 @@ def start_run(
         resume: ``required`` continues from the newest readable checkpoint, ``auto`` does if there is one, ``never``
             wants an empty folder.
         world: the ranks that train it together; the first of them keeps the folder, which all have to see.
+        observe: sees what was computed of each batch of its evaluations.
 
     Returns:
         The final evaluation; None where the run was already complete.
@@ -76,7 +82,7 @@ def start_run(
     with world.together():
         start = _where_to_start(run, resume, console) if world.rank == 0 else None
     start = world.gather(start)[0]
-    trainer = build_trainer(config, run, console, start, world)
+    trainer = build_trainer(config, run, console, start, world, observe)
     if world.rank == 0:
         (run / STOPPED).unlink(missing_ok=True)
         write_bytes(run / "config.toml", as_toml(trainer.config).encode())
@@ -126,7 +132,12 @@ def _check_shared(run: Path, config: Config, world: World) -> None:
 
 
 def build_trainer(
-    config: Config, run: Path, console: Console, start: Path | None = None, world: World = ALONE
+    config: Config,
+    run: Path,
+    console: Console,
+    start: Path | None = None,
+    world: World = ALONE,
+    observe: BatchObserver = unobserved,
 ) -> Trainer:
     """Data, model and trainer of a configuration, continued from the checkpoint `start` if one is given."""
     with world.together():
@@ -141,7 +152,7 @@ def build_trainer(
         check_training_memory(config, model, runtime)
         check_evaluation_memory(config, model, len(val), runtime)
     world.check_alike(_facts(config, train, val))
-    trainer = Trainer(config, run, runtime.move(model), train, val, runtime, console)
+    trainer = Trainer(config, run, runtime.move(model), train, val, runtime, console, observe)
     if state is not None:
         if state["train_fingerprint"] != train.fingerprint():
             raise UserError(f"data.root: {train.root} holds other training images than the run started with")
@@ -189,6 +200,8 @@ def _build_model(
         left_over = f", {len(report.unexpected)} of other layers left over" if report.unexpected else ""
         console.print(f"ImageNet weights: {len(report.loaded)} tensors loaded{left_over}", highlight=False)
     model.frozen_statistics = chosen.bn == "frozen"
+    if chosen.freeze:
+        model.freeze(chosen.freeze)
     return synchronize_batchnorm(model, runtime.device) if chosen.bn == "sync" else model
 
 
@@ -223,7 +236,7 @@ def score_checkpoint(
     overrides: Iterable[str],
     console: Console,
     split: Split = "val",
-    observe: BatchObserver = lambda images, maps, scores: None,
+    observe: BatchObserver = unobserved,
     maps: Path | None = None,
     world: World = ALONE,
 ) -> tuple[Scores, ImageIndex]:

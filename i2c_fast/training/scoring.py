@@ -7,7 +7,7 @@ from torch import Tensor
 from ..config import Config
 from ..data import ImageIndex
 from ..errors import UserError
-from ..evaluation import BatchObserver, Scores, evaluate, named_protocol
+from ..evaluation import BatchObserver, Scores, evaluate, named_protocol, unobserved
 from ..models import Localizer
 from ..runtime import Runtime
 from .loading import loading_of
@@ -22,7 +22,7 @@ def score_split(
     runtime: Runtime,
     config: Config,
     console: Console,
-    observe: BatchObserver = lambda images, maps, scores: None,
+    observe: BatchObserver = unobserved,
 ) -> Scores:
     """Evaluate `model` on a split by the configured protocol; `observe` may raise to leave early.
 
