@@ -2,7 +2,7 @@
 
     L_gc = 1/|Y_B| Σ_{y ∈ Y_B} ‖a^y − w^y‖²                                                        (Eq. 5)
 
-In PyTorch: ``(means - centers[labels]).square().sum(-1).mean()``.
+In PyTorch: ``(means - centers[labels]).square().sum(-1).mean()``. With ``l2``, ‖w − a + 1e-6‖ as the release has it.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ def center_loss_reference(
     labels = mask_ignored(labels, ignore_index)
     present = labels != IGNORED_LABEL
     rows = centers[labels.clamp(0, len(centers) - 1)].to(means.dtype)
-    difference = torch.where(present[:, None], means - rows, 0.0)
+    difference = torch.where(present[:, None], rows - means, 0.0)
     difference = torch.where((present & ~within(labels, len(centers)))[:, None], torch.nan, difference)
     count = present.sum()
     return reduce_terms(torch.where(present, measure(difference, distance), 0.0), count, reduction), count
@@ -56,7 +56,7 @@ def center_loss_reference(
 def center_gap(
     b_mean, p_centers, label, present, o_channel, channels, classes, s_center, s_center_channel, SQUARED: tl.constexpr
 ):
-    """[BLOCK_D] mean − center, plus 1e-6 for l2, and the sum of its squares over these channels.
+    """[BLOCK_D] mean − center, less 1e-6 for l2, and the sum of its squares over these channels.
 
     A class that is not `present` has 0 and 0, one out of range 0 and NaN.
     """
@@ -65,7 +65,7 @@ def center_gap(
     p_center = p_centers + tl.where(known, label, 0) * s_center + o_channel.to(tl.int64) * s_center_channel
     b_gap = b_mean - tl.load(p_center, mask=m_known, other=0.0).to(tl.float32)
     if not SQUARED:
-        b_gap += EPS
+        b_gap -= EPS
     b_gap = tl.where(m_known, b_gap, 0.0)
     return b_gap, tl.where(present & (known == 0), float("nan"), tl.sum(b_gap * b_gap, 0))
 
@@ -172,7 +172,7 @@ def center_gap_reference(means: Tensor, labels: Tensor, centers: Tensor, distanc
     dtype = accumulation_dtype(means.dtype)
     gaps = means.to(dtype) - centers[labels.clamp(0, len(centers) - 1)].to(dtype)
     known = within(labels, len(centers))
-    gaps = torch.where(known[:, None], gaps + L2_EPS if distance == "l2" else gaps, 0.0)
+    gaps = torch.where(known[:, None], gaps - L2_EPS if distance == "l2" else gaps, 0.0)
     squares = gaps.new_zeros(len(gaps), channel_chunks(means.shape[1])[0])
     squares[:, 0] = torch.where((labels != IGNORED_LABEL) & ~known, torch.nan, gaps.square().sum(1))
     return gaps, squares

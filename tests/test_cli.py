@@ -1,7 +1,9 @@
 """The command line as people use it, with right and wrong input."""
 
+import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+import i2c_fast.kernels
 from i2c_fast.cli import main
 from i2c_fast.config import Config, keys, recipe_names
 from i2c_fast.training import start_run
@@ -43,6 +46,14 @@ def assert_one_line(result: Result, *words: str) -> None:
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
+
+
+def test_interpreter_without_triton_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Path(i2c_fast.kernels.__file__).with_name("_triton.py")
+    monkeypatch.setenv("I2C_FAST_BACKEND", "interpret")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    monkeypatch.setattr("i2c_fast.environment.environment", lambda: runpy.run_path(str(backend)))
+    assert_one_line(call("env"), "I2C_FAST_BACKEND=interpret needs Triton")
 
 
 def test_the_package_is_a_module_to_run_as_torchrun_does() -> None:

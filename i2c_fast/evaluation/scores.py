@@ -28,6 +28,7 @@ class Scores:
     hits: NDArray[np.bool_]  # [n, T] box from the label's map right; False without a ground-truth box
     contour_hits: NDArray[np.bool_] | None = None  # [n, 3, T] any contour's box right at CONTOUR_IOUS, if judged
     indices: NDArray[np.int64] | None = None  # [n] in the split, all different; None: not known
+    pxap: float | None = None  # pixel average precision of the whole split in per cent, where it has masks
 
     @staticmethod
     def merge(shards: "Sequence[Scores]", repeats: bool = False) -> "Scores":
@@ -116,8 +117,8 @@ class Scores:
         """All errors in per cent, ready for JSON.
 
         Each localization metric is given at its own best threshold and at Gt-known's; without ranks Gt-known is the
-        only one, and there are no classification errors. The protocol wsolevaluation adds
-        its MaxBoxAcc, and MaxBoxAccV2 with the accuracy at each IoU's own best threshold; these are accuracies.
+        only one, and there are no classification errors. Masks give PxAP instead. The protocol wsolevaluation adds its
+        MaxBoxAcc, and MaxBoxAccV2 with the accuracy at each IoU's own best threshold; these are accuracies.
 
         Args:
             thresholds_from: scores of another split, by the same protocol, whose best thresholds are taken. Without,
@@ -136,6 +137,8 @@ class Scores:
         }
         if self.ranks is not None:
             result |= {f"cls_top{top}": self.classification_error(top) for top in (1, 5)}
+        if self.pxap is not None:
+            result["pxap"] = self.pxap
         if not self.boxed.any():
             return result
         if not chooser.boxed.any():
@@ -197,6 +200,8 @@ def headline(summary: dict[str, Any]) -> str:
     line = "error %: " + "  ".join(parts)
     if "max_box_acc_v2" in summary:
         line += f"  accuracy %: MaxBoxAccV2 {summary['max_box_acc_v2']['accuracy']:.2f}"
+    if "pxap" in summary:
+        line += f"  accuracy %: PxAP {summary['pxap']:.2f}"
     return line
 
 
@@ -212,53 +217,3 @@ def accuracies(summary: dict[str, Any]) -> str:
     line = "accuracy %: " + "  ".join(parts) if parts else ""
     chosen = f"thresholds chosen on {summary['thresholds_chosen_on']}" if "thresholds_chosen_on" in summary else ""
     return "; ".join(part for part in (line, chosen) if part)
-
-
-def paired_difference(
-    first: Scores,
-    second: Scores,
-    metric: str,
-    resamples: int = 2000,
-    seed: int = 0,
-    thresholds_from: tuple[Scores, Scores] | None = None,
-) -> dict[str, Any]:
-    """Error of `second` minus error of `first` in per cent, with its 95 % interval.
-
-    Both must have scored the same images. The interval is a percentile bootstrap over images; each resample chooses
-    each side's best threshold anew, as the reported errors do. ``metric`` is a localization metric or ``cls_top1``.
-
-    Args:
-        thresholds_from: scores of the two on another split, whose best thresholds are taken throughout.
-
-    Returns:
-        ``difference`` and ``interval_95`` (its two ends).
-    """
-    if metric == "cls_top1":
-        right = [scores.recognized(1)[:, None] for scores in (first, second)]
-    else:
-        right = [scores.right(metric) for scores in (first, second)]
-        if thresholds_from is not None:
-            best = [chooser.best_index(metric) for chooser in thresholds_from]
-            right = [verdicts[:, [i]] for verdicts, i in zip(right, best, strict=True)]
-    count = len(right[0])
-    if count != len(right[1]) or not count:
-        raise ValueError(f"scores of {count} and {len(right[1])} images cannot be paired")
-    a, b = (verdicts.astype(np.float32) for verdicts in right)
-    rng, weights = np.random.default_rng(seed), np.full(count, 1 / count)
-    resampled = []
-    for _ in range(resamples):
-        draw = rng.multinomial(count, weights).astype(np.float32)
-        resampled.append(100 * (float((draw @ a).max()) - float((draw @ b).max())) / count)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    difference = 100 * (right[0].mean(0).max() - right[1].mean(0).max())
-    return {"difference": float(difference), "interval_95": [float(low), float(high)]}
-
-
-def paired_differences(
-    first: Scores, second: Scores, thresholds_from: tuple[Scores, Scores] | None = None
-) -> dict[str, dict[str, Any]]:
-    """`paired_difference` of Top-1 classification, Top-1 and Gt-known localization, where there are ranks and boxes."""
-    ranked, boxed = first.ranks is not None and second.ranks is not None, first.boxed.any()
-    needs = {"cls_top1": ranked, "loc_top1": ranked and boxed, "gt_known": boxed}
-    chosen = [metric for metric, given in needs.items() if given]
-    return {metric: paired_difference(first, second, metric, thresholds_from=thresholds_from) for metric in chosen}

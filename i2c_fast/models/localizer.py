@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import UserError
 from ..kernels import Slots
 from .backbones import Body, find_backbone
 from .head import LocalizationHead
@@ -51,18 +53,43 @@ class Localizer(nn.Module):
         self.head = head
         self.num_classes, self.feature_dim, self.stride = head.fc8.out_channels, body.out_channels, body.stride
         self.frozen_statistics = False  # of BatchNorm, in training
+        self.frozen_layers: frozenset[str] = frozenset()  # of the body, see `freeze`
         # Buffers lie on the device: a tensor made from Python numbers in each step would make the host wait.
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        # NumPy multiplies: on the meta device, where models are laid out, torch imports its compiler to do it.
+        for name, values in (("mean", mean), ("std", std)):
+            scaled = np.multiply(values, 255, dtype=np.float32)
+            self.register_buffer(name, torch.tensor(scaled).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`; with `frozen_statistics` BatchNorm goes on with the statistics it has."""
+        """As `nn.Module.train`; BatchNorm of frozen layers goes on with the statistics it has."""
         super().train(mode)
-        if self.frozen_statistics:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        for name, module in self.body.named_modules():
+            if isinstance(module, _BatchNorm) and (self.frozen_statistics or name in self.frozen_layers):
+                module.eval()
         return self
+
+    def freeze(self, last: str) -> None:
+        """Keep the body's layers as they are up to `last`: no gradient, no weight decay, BatchNorm as in evaluation.
+
+        Their forward records no graph, so it costs neither memory nor backward.
+
+        Args:
+            last: name of a child module of the body (or ``child.grandchild`` …). Layers are taken in the order the body
+                defines them in, which has to be the order it runs them in.
+
+        Raises:
+            UserError: the body has no such layer.
+        """
+        layers = dict(self.body.named_modules())
+        if not last or last not in layers:
+            children = ", ".join(name for name, _ in self.body.named_children())
+            raise UserError(f"model.freeze={last}: the body has no such layer; there are {children}")
+        names = list(layers)
+        end = max(i for i, name in enumerate(names) if name == last or name.startswith(f"{last}."))
+        leaves = [name for name in names[: end + 1] if not any(True for _ in layers[name].children())]
+        self.frozen_layers = frozenset(leaves)
+        for name in leaves:
+            layers[name].requires_grad_(False)
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images → normalized fp32, memory format kept; floating-point images as they are."""

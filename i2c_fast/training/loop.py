@@ -1,5 +1,6 @@
 """The training loop: stages, epochs, evaluations, logs, checkpoints."""
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain, islice
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..config import Config, as_dict
 from ..data import SAMPLERS, Deal, ImageIndex, Sampler, TrainBatch, TrainBatches, train_loader
 from ..errors import UserError
-from ..evaluation import Scores, headline
+from ..evaluation import BatchObserver, Scores, headline, unobserved
 from ..files import write_bytes
 from ..models import Localizer
 from ..runtime import Runtime, seed_all
@@ -22,6 +23,7 @@ from .ema import EMA
 from .loading import loading_of
 from .logs import Meter, NoLog, RunLog
 from .optimizer import batch_factor, learning_rate, set_learning_rate
+from .schema import check_optimizer
 from .scoring import score_split
 from .signals import StopRequest
 from .stage import open_step
@@ -43,6 +45,7 @@ class Trainer:
         config: resolved configuration. run: folder of logs and checkpoints.
         model: on the runtime's device.
         train, val: the splits.
+        observe: sees each batch of the run's evaluations.
     """
 
     def __init__(
@@ -54,12 +57,15 @@ class Trainer:
         val: ImageIndex,
         runtime: Runtime,
         console: Console,
+        observe: BatchObserver = unobserved,
     ) -> None:
         self.config, self.run, self.model, self.runtime, self.console = config, run, model, runtime, console
+        self.observe = observe
         self.train_index, self.val_index = train, val
         self.world = runtime.world
         # Of the same length whatever the plan.
-        self.timeline = Timeline(config, self._sampler("class_paired").steps_per_epoch)
+        steps = math.ceil(config.batch.epoch_fraction * self._sampler("class_paired").steps_per_epoch)
+        self.timeline = Timeline(config, steps)
         self.unreadable = UnreadableImages(run, train, config.data.max_unreadable, console, self.world.rank == 0)
         self.step = 0  # steps done
         self.epoch_closed = True  # at an epoch's end: it was evaluated if that was due
@@ -92,6 +98,10 @@ class Trainer:
         data, plan = self.config.data, self.config.batch.plan
         sampler = self._sampler(self.method.plan if plan == "auto" else plan)
         end = self.timeline.end_of_stage(stage)
+        self.console.print(
+            f"{stage} ({self.method.name}): {end - self.step:,} steps of {sampler.global_batch_size:,} images",
+            highlight=False,
+        )
         # One loader for the rest of the stage: its processes go on with the next epoch while this one is evaluated.
         batches = train_loader(
             TrainBatches(self.train_index, sampler, data.image_size, data.short_side, data.resize),
@@ -179,7 +189,8 @@ class Trainer:
             self._stop(stop)
 
     def _score(self, stop: StopRequest) -> Scores:
-        def leave_if_asked(*_: Tensor) -> None:
+        def watch(*batch: Tensor) -> None:
+            self.observe(*batch)
             if stop.requested and self.world.alone:
                 stop.agreed = stop.requested
                 self._stop(stop)
@@ -189,9 +200,7 @@ class Trainer:
         with torch.compiler.set_stance("force_eager"), ExitStack() as stack:
             if self.config.eval.ema and self.ema is not None:
                 stack.enter_context(self.ema.in_model())
-            return score_split(
-                self.method.predictor, self.val_index, self.runtime, self.config, self.console, leave_if_asked
-            )
+            return score_split(self.method.predictor, self.val_index, self.runtime, self.config, self.console, watch)
 
     def _stop(self, stop: StopRequest) -> None:
         self._save()
@@ -236,7 +245,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; the model's weights are loaded too."""
+        """Continue from `state`; the model's weights are loaded too. UserError if it is of another optimizer."""
         self.model.load_state_dict(state["model"])
         self.step, self.epoch_closed = state["step"], state["epoch_closed"]
         self.skipped_in_row, self.summary = state["skipped_in_row"], state["scores"]
@@ -244,6 +253,7 @@ class Trainer:
         self.method.close()
         self._open_stage(state["stage"])
         self.method.load_own_state(state["method"])
+        check_optimizer(state["train_step"]["optimizer"], self.train_step.optimizer)
         self.train_step.load_state_dict(state["train_step"])
         if self.ema is not None:
             self.ema.load(state["ema"])

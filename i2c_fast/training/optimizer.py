@@ -1,11 +1,13 @@
-"""SGD over a method's parameter groups, and the learning-rate schedules of the recipes."""
+"""SGD or AdamW over a method's parameter groups, and the learning-rate schedules of the recipes."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import BatchConfig, OptimConfig, StageConfig
+from ..errors import UserError
 from ..methods import Method
 from .apex import apex_sgd
 
@@ -13,18 +15,21 @@ PAPER_BATCH = 80  # images, for which the recipes' learning rates are made
 
 
 def build_optimizer(method: Method, optim: OptimConfig) -> torch.optim.Optimizer:
-    """SGD with the release's learning-rate factors: body weights 1, body biases 2, head weights 10, head biases 20.
+    """SGD or AdamW, with a learning-rate factor for each group: by default the release's, 1 for body weights, 2 for
+    body biases, 10 for head weights and 20 for head biases.
 
     Other groups of a method have the factor 1. Momentum buffers exist from the start: torch's fused SGD leaves them
     uninitialized when its very first step is skipped.
 
     Raises:
-        UserError: ``impl`` is apex, and it cannot be used here.
+        UserError: ``impl`` is apex, and it cannot be used here or is asked for another optimizer than SGD.
     """
+    if optim.impl == "apex" and optim.name != "sgd":
+        raise UserError(f"optim.impl=apex has no {optim.name} here; take optim.impl=torch, or optim.name=sgd")
     factors = {
         "body biases": optim.body_bias_factor, "head weights": optim.head_factor, "head biases": optim.head_bias_factor
     }  # fmt: skip
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "name": group.name,
             "params": group.params,
@@ -33,6 +38,10 @@ def build_optimizer(method: Method, optim: OptimConfig) -> torch.optim.Optimizer
         }
         for group in method.parameter_groups()
     ]
+    if optim.name == "adamw":
+        # Without it a CUDA graph refuses; it says nothing on the CPU.
+        capturable = groups[0]["params"][0].is_cuda
+        return torch.optim.AdamW(groups, lr=0.0, fused=True, capturable=capturable)
     nesterov = optim.nesterov and optim.momentum > 0
     optimizer: torch.optim.Optimizer
     if optim.impl == "apex":

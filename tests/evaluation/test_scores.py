@@ -233,3 +233,41 @@ def test_images_without_boxes_do_not_count_in_localization_differences() -> None
 def test_scores_of_different_images_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="60 and 50 images"):
         paired_difference(random_scores(0, 0.5), random_scores(0, 0.5, images=50), "gt_known")
+
+
+# Over several training seeds
+
+
+def test_difference_over_seeds_is_the_mean_of_each_seed_s() -> None:
+    first, second = ([random_scores(seed + side, 0.5) for seed in (0, 2, 4)] for side in (10, 11))
+    single = [paired_difference(a, b, "gt_known")["difference"] for a, b in zip(first, second, strict=True)]
+    assert paired_difference(first, second, "gt_known")["difference"] == pytest.approx(np.mean(single))
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    # Each seed is sure of its own difference, +100 or −100; which of them a resample draws is not.
+    good, bad = scores([[1]] * 8, [0] * 8), scores([[0]] * 8, [0] * 8)
+    found = paired_difference([good, bad], [bad, good], "gt_known")
+    assert found == {"difference": 0, "interval_95": [-100, 100]}
+    assert paired_difference([good, good], [bad, bad], "gt_known")["interval_95"] == [100, 100]
+
+
+def test_lists_of_different_seeds_cannot_be_paired() -> None:
+    one = random_scores(0, 0.5)
+    with pytest.raises(ValueError, match="2 and 1 seeds"):
+        paired_difference([one, one], [one], "gt_known")
+
+
+def test_max_box_acc_v2_s_difference_is_that_of_the_summaries() -> None:
+    first, second = (
+        replace(
+            random_scores(seed, 0.5), protocol="wsolevaluation",
+            contour_hits=np.random.default_rng(seed).random((60, 3, 4)) < 0.5,
+        )
+        for seed in (0, 1)
+    )  # fmt: skip
+    accuracies = [one.summary()["max_box_acc_v2"]["accuracy"] for one in (first, second)]
+    found = paired_difference(first, second, "max_box_acc_v2")
+    assert found["difference"] == pytest.approx(accuracies[0] - accuracies[1])
+    with pytest.raises(ValueError, match="'paper' has no MaxBoxAccV2"):
+        paired_difference(random_scores(0, 0.5), random_scores(1, 0.5), "max_box_acc_v2")

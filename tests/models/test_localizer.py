@@ -202,3 +202,47 @@ def test_unknown_backbone_is_answered_with_the_nearest_name(name: str, nearest: 
     with pytest.raises(UserError, match=f"did you mean {nearest}") as error:
         build_localizer(name, 5)
     assert all(backbone in str(error.value) for backbone in BACKBONES)
+
+
+# Frozen layers
+
+
+@pytest.mark.parametrize(
+    ("backbone", "last", "first_trained"),
+    [
+        ("inception_v3", "Mixed_6d", "Mixed_6e.branch1x1.conv.weight"),
+        ("resnet18", "layer2", "layer3.0.downsample.0.weight"),
+        ("resnet18", "layer2.0", "layer2.1.conv1.weight"),
+        ("vgg16", "features.26", "features.28.weight"),
+    ],
+)
+def test_layers_up_to_the_named_one_are_frozen_and_no_others(backbone: str, last: str, first_trained: str) -> None:
+    model = build_localizer(backbone, 3, head_width=4)
+    model.freeze(last)
+    named = list(model.body.named_parameters())
+    trained = [name for name, parameter in named if parameter.requires_grad]
+    assert trained[0] == first_trained
+    assert trained == [name for name, _ in named][-len(trained) :]
+
+
+def test_frozen_layers_keep_their_statistics_and_record_no_graph() -> None:
+    model = build_localizer("resnet18", 3)
+    model.freeze("layer2")
+    model.train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    seen = {}
+    for name in ("layer2", "layer3"):
+        model.body.get_submodule(name).register_forward_hook(lambda _, __, out, key=name: seen.update({key: out}))
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert (seen["layer2"].requires_grad, seen["layer3"].requires_grad) == (False, True)
+    changed = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
+    assert changed
+    assert all(name.startswith("body.layer3.") for name in changed)
+
+
+def test_an_unknown_layer_is_a_line_that_lists_the_body_s() -> None:
+    expected = (
+        "model.freeze=layer9: the body has no such layer; there are conv1, bn1, relu, maxpool, layer1, layer2, layer3"
+    )
+    with pytest.raises(UserError, match=f"^{expected}$"):
+        build_localizer("resnet18", 3).freeze("layer9")

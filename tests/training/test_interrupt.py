@@ -134,7 +134,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny_set: Path, undisturbed: 
     # Less than the run with its last two checkpoints takes, and a third is written before the first one goes.
     room = (
         sum(path.stat().st_size for path in undisturbed.rglob("*"))
-        - checkpoint.newest_checkpoint(undisturbed).stat().st_size
+        - checkpoint.find_checkpoint(undisturbed)[0].stat().st_size
     )
     mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from i2c_fast.config import BatchConfig, OptimConfig, StageConfig
+from i2c_fast.errors import UserError
 from i2c_fast.methods import METHODS, Method
 from i2c_fast.models import build_localizer
 from i2c_fast.training.optimizer import batch_factor, build_optimizer, learning_rate, set_learning_rate
@@ -94,3 +95,32 @@ def test_frozen_parameters_are_in_no_group() -> None:
     frozen.model.body.requires_grad_(False)
     names = {group["name"] for group in build_optimizer(frozen, OptimConfig()).param_groups}
     assert names == {"head weights", "head biases"}
+
+
+# AdamW
+
+
+def test_adamw_has_the_groups_of_sgd_and_skips_a_step_that_is_not_finite() -> None:
+    model = method()
+    optimizer = build_optimizer(model, OptimConfig(name="adamw", weight_decay=0.0))
+    assert [g["factor"] for g in optimizer.param_groups] == [
+        g["factor"] for g in build_optimizer(model, OptimConfig()).param_groups
+    ]
+    set_learning_rate(optimizer, 0.1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    optimizer.step()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    optimizer.step()
+    # Of its very first step: one rate in the direction of the gradient, and the head's factor is 10.
+    moved = {name: (before[name] - p.detach()).mean().item() for name, p in model.named_parameters()}
+    assert moved["model.body.conv1.weight"] == pytest.approx(0.1, rel=1e-4)
+    assert moved["model.head.fc6.weight"] == pytest.approx(1.0, rel=1e-4)
+
+
+def test_apex_has_no_adamw() -> None:
+    with pytest.raises(UserError, match=r"optim.impl=apex has no adamw"):
+        build_optimizer(method(), OptimConfig(name="adamw", impl="apex"))
