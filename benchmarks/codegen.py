@@ -14,6 +14,7 @@ import importlib
 import os
 import pkgutil
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,8 @@ class Launch(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What one compiled kernel takes: registers a thread, bytes of stack, spills and shared memory."""
+    """What one compiled kernel takes: registers a thread, bytes of stack, spills and shared memory, and its machine
+    instructions (each once, in a loop or not; padding left out)."""
 
     kernel: str
     architecture: int
@@ -72,6 +74,7 @@ class Resources(NamedTuple):
     stack: int
     local: int
     shared: int
+    instructions: int
 
 
 def _kind(argument: Any) -> Any:
@@ -252,7 +255,7 @@ def _resources(launch: Launch, compiled: CompiledKernel) -> Resources:
     dtypes = dict.fromkeys(str(one.dtype).partition(".")[2] for one in tensors if one.is_floating_point())
     return Resources(
         name, compiled.metadata.target.arch, f"{'/'.join(dtypes)} {constants}",
-        record["REG"], record["STACK"], record["LOCAL"], compiled.metadata.shared,
+        record["REG"], record["STACK"], record["LOCAL"], compiled.metadata.shared, _instructions(compiled.asm["cubin"]),
     )  # fmt: skip
 
 
@@ -266,6 +269,20 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(\w+)(?:\[0\])?:(\d+)", printed)}
 
 
+def _instructions(cubin: bytes) -> int:
+    """Instructions in the code sections of an ELF file, 16 bytes each since sm_70; a disassembler would take a second.
+
+    Without those that do nothing (opcode 0x918, in the low 12 bits), with which code is filled up.
+    """
+    (table,), (size, number, names) = struct.unpack_from("<Q", cubin, 40), struct.unpack_from("<3H", cubin, 58)
+    # Of a section's header: where its name stands, its offset and its length.
+    headers = [struct.unpack_from("<I20xQQ", cubin, table + i * size) for i in range(number)]
+    first_name = headers[names][1]
+    code = [(start, length) for name, start, length in headers if cubin.startswith(b".text.", first_name + name)]
+    words = [word for start, length in code for (word,) in struct.iter_unpack("<H14x", cubin[start : start + length])]
+    return sum(word & 0xFFF != 0x918 for word in words)
+
+
 def problems(compiled: list[Resources]) -> list[str]:
     """What is wrong with compiled kernels: registers spilled to memory, more shared memory than there is."""
     return [
@@ -277,16 +294,17 @@ def problems(compiled: list[Resources]) -> list[str]:
 
 def table(compiled: list[Resources]) -> Table:
     """A line for each kernel and configuration: registers by architecture, then the worst of the rest."""
-    out = Table(title="Registers a thread; bytes", title_justify="left")
+    out = Table(title="Registers a thread; bytes; machine instructions", title_justify="left")
     architectures = sorted({one.architecture for one in compiled})
-    for heading in ("kernel", "configuration", *(f"sm_{a}" for a in architectures), "shared", "stack", "local"):
+    fields = ("shared", "stack", "local", "instructions")
+    for heading in ("kernel", "configuration", *(f"sm_{a}" for a in architectures), *fields):
         out.add_column(heading, justify="left" if heading in ("kernel", "configuration") else "right", overflow="fold")
     lines: dict[tuple[str, str], list[Resources]] = {}
     for one in compiled:
         lines.setdefault((one.kernel, one.constants), []).append(one)
     for (kernel, constants), group in sorted(lines.items()):
         registers = (max((one.registers for one in group if one.architecture == a), default=0) for a in architectures)
-        worst = (max(getattr(one, field) for one in group) for field in ("shared", "stack", "local"))
+        worst = (max(getattr(one, field) for one in group) for field in fields)
         out.add_row(kernel, constants, *map(str, registers), *map(str, worst))
     return out
 

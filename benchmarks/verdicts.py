@@ -42,18 +42,26 @@ def largest_error(got: Tensor, truth: Tensor) -> float:
     return float(((got - truth).abs() / (truth.abs() + size).clamp(min=1e-300)).max())
 
 
-def verdict(got: Tensor, truth: Tensor, plain: Tensor, coarsest: torch.dtype | None = None) -> Verdict:
+def verdict(
+    got: Tensor,
+    truth: Tensor,
+    plain: Tensor,
+    coarsest: torch.dtype | None = None,
+    products: torch.dtype | None = None,
+) -> Verdict:
     """Judge one result.
 
     Args:
         truth: in fp64; plain: of the plain reference in the working dtypes; whole numbers: equal in both.
         coarsest: dtype that a provider other than ours may compute in. Ours also have to return the dtype of `plain`.
+        products: dtype of a product that the result comes from, where autocast chooses it: it rounds ours, too.
     """
     if not truth.is_floating_point():
         return Verdict(0.0 if got.shape == truth.shape and bool((got == truth).all()) else torch.inf, 0.0)
     if coarsest is None and got.dtype != plain.dtype:
         return Verdict(torch.inf, 0.0)
-    tolerance = TOLERANCES[plain.dtype] if coarsest is None else OTHERS_FACTOR * TOLERANCES[coarsest]
+    own = max(TOLERANCES[dtype] for dtype in (plain.dtype, products) if dtype is not None)
+    tolerance = own if coarsest is None else OTHERS_FACTOR * TOLERANCES[coarsest]
     return Verdict(largest_error(got, truth), largest_error(plain, truth) + tolerance)
 
 

@@ -44,6 +44,11 @@ class Commands(click.Group):
         except UserError as error:
             click.echo(printable(f"i2c-fast: {error}"), err=True)
             sys.exit(2)
+        except ImportError as error:
+            if error.name != "triton":  # which I2C_FAST_BACKEND may ask for
+                raise
+            click.echo(f"i2c-fast: {error}", err=True)
+            sys.exit(2)
         except KeyboardInterrupt:
             click.echo("i2c-fast: interrupted", err=True)
             sys.exit(130)
@@ -148,11 +153,12 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], output: Path | None, 
 @click.option("--metadata", required=True, type=PATH, help="wsolevaluation's lists, test/ etc.")
 @click.option("--split", type=SPLITS, help="[default: test, or val if there is none]")
 @click.option("--protocol", type=click.Choice(["wsolevaluation", "paper"]), default="wsolevaluation", show_default=True)
+@click.option("--interval", type=float, help="Of wsolevaluation's thresholds [default: .001; its command line: .01].")
 @click.option("--resize", is_flag=True, help="Take raw maps of any size, such as 14 x 14, and resize them.")
 @click.option("--threshold-from", type=SPLITS, help="Choose thresholds on this split [default: on the scored one].")
 @click.option("--predictions", type=PATH, help="Lines image_id,class,class… for Top-1, Top-5.")
 @click.option("--masks", type=PATH, help="Where the paths of masks start: gives PxAP.")
-@click.option("--threads", type=click.IntRange(min=1), help="That read and judge maps [default: one a processor].")
+@click.option("--threads", type=click.IntRange(1, 1024), help="That read and judge maps [default: one a processor].")
 @click.option("--output", "-o", type=PATH, help="Also write the errors to this JSON file.")
 def score(maps: Path, metadata: Path, output: Path | None, **options: Any) -> None:
     """Score saved MAPS of any method: a folder of IMAGE_ID.npy or .npz, or one .npz of all; no images needed."""
@@ -290,8 +296,10 @@ def env() -> None:
 @main.command(cls=KeysCommand)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", "-o", type=PATH, help="Folder [default: runs/demo, or the next free].")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the generated set and run.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Processor threads [default: torch's choice].")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of the generated set and run."
+)
+@click.option("--threads", type=click.IntRange(0, 1024), default=0, help="Processor threads [default: torch's choice].")
 def demo(overrides: tuple[str, ...], output: Path | None, seed: int, threads: int) -> None:
     """Generate images, train plain and I²C from one start, compare them: the whole path in minutes on a CPU.
 

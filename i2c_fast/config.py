@@ -21,14 +21,23 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import UserError
+from .files import MIB, read_regular
 from .methods import METHODS, Method, Number, PlanName, find_method
 
 Positive = Annotated[int, Field(ge=1)]
 
+# Upper bounds keep out what cannot be meant. They stand far above any machine or published training: the largest
+# batches that were trained on ImageNet have 2¹⁶ images.
+LARGEST_SEED = 2**63 - 1  # of torch's generators
+LARGEST_SIDE = 4096  # pixels; a map then has 512 × 512 cells
+LARGEST_BATCH = 65_536  # images
+
 
 @dataclass
 class RunConfig:
-    seed: Annotated[int, Field(ge=0, description="of everything random: batches, crops, dropout, seed pixels")] = 0
+    seed: Annotated[
+        int, Field(ge=0, le=LARGEST_SEED, description="of everything random: batches, crops, dropout, seed pixels")
+    ] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
     precision: Annotated[
         Literal["auto", "bf16", "fp16", "tf32", "fp32", "fp64"],
@@ -41,13 +50,14 @@ class RunConfig:
         False
     )
     rank_timeout: Annotated[
-        Number, Field(gt=0, description="seconds that ranks under torchrun wait for one that does not answer")
+        Number,
+        Field(gt=0, le=604_800, description="seconds that ranks under torchrun wait for one that does not answer"),
     ] = 600.0
     cuda_graph: Annotated[
         bool, Field(description="replay whole steps as a CUDA graph: for batches that leave a GPU waiting for its host")
     ] = False
     deterministic: Annotated[bool, Field(description="bit-equal repeats on one machine, at some cost in speed")] = False
-    threads: Annotated[int, Field(ge=0, description="processor threads of torch; 0: torch's own choice")] = 0
+    threads: Annotated[int, Field(ge=0, le=1024, description="processor threads of torch; 0: torch's own choice")] = 0
     checkpoint_every: Annotated[
         int, Field(ge=0, description="steps between checkpoints besides those at each epoch's end; 0: only those")
     ] = 0
@@ -62,18 +72,25 @@ class DataConfig:
     layout: Annotated[str, Field(description="auto, or the layout's name")] = "auto"
     metadata: Annotated[str, Field(description="folder of wsolevaluation's metadata, for that layout")] = ""
     devkit: Annotated[str, Field(description="ILSVRC devkit, where metadata numbers classes by its ids")] = ""
+    masks: Annotated[str, Field(description="where paths of masks in metadata start (OpenImages); empty: root")] = ""
     blacklist: Annotated[str, Field(description="file of image paths to leave out, as validate-data writes it")] = ""
     max_unreadable: Annotated[int, Field(ge=0, description="unreadable training images before the run stops")] = 100
-    image_size: Annotated[int, Field(ge=32, description="S: side of training crops and test images, pixels")] = 224
-    short_side: Annotated[int, Field(ge=32, description="shorter side before the training crop, pixels")] = 256
+    image_size: Annotated[
+        int, Field(ge=32, le=LARGEST_SIDE, description="S: side of training crops and test images, pixels")
+    ] = 224
+    short_side: Annotated[
+        int, Field(ge=32, le=LARGEST_SIDE, description="shorter side before the training crop, pixels")
+    ] = 256
     resize: Annotated[
         Literal["linear", "antialias"], Field(description="bilinear of four pixels, or averaging where images shrink")
     ] = "linear"
     loader: Annotated[
         Literal["auto", "opencv", "dali"], Field(description="auto: dali where the model is on a GPU and DALI is there")
     ] = "auto"
-    workers: Annotated[int, Field(ge=0, description="loader processes, 0: none; of dali threads, 0: one")] = 4
-    prefetch: Annotated[int, Field(ge=1, description="batches made ahead, by each process or by dali's pipeline")] = 2
+    workers: Annotated[int, Field(ge=0, le=256, description="loader processes, 0: none; of dali threads, 0: one")] = 4
+    prefetch: Annotated[
+        int, Field(ge=1, le=256, description="batches made ahead, by each process or by dali's pipeline")
+    ] = 2
     hw_decoder_load: Annotated[
         Number, Field(ge=0, le=1, description="share of JPEGs that dali gives to a GPU's hardware decoder")
     ] = 0.65
@@ -84,7 +101,9 @@ class ModelConfig:
     backbone: Annotated[str, Field(description="vgg16, resnet50, inception_v3, resnet18 or a registered name")] = (
         "resnet50"
     )
-    head_width: Annotated[int, Field(ge=0, description="channels of the head's hidden layers; 0: the backbone's")] = 0
+    head_width: Annotated[
+        int, Field(ge=0, le=8192, description="channels of the head's hidden layers; 0: the backbone's")
+    ] = 0
     dropout: Annotated[Number, Field(ge=0, lt=1, description="in the head, before each of its layers")] = 0.5
     bn: Annotated[
         Literal["local", "sync", "frozen"],
@@ -107,8 +126,8 @@ class ModelConfig:
 
 @dataclass
 class BatchConfig:
-    classes: Annotated[int, Field(ge=1, description="P: class slots a batch")] = 40
-    images: Annotated[int, Field(ge=1, description="Q: images a slot")] = 2
+    classes: Annotated[int, Field(ge=1, le=LARGEST_BATCH, description="P: class slots a batch")] = 40
+    images: Annotated[int, Field(ge=1, le=LARGEST_BATCH, description="Q: images a slot")] = 2
     plan: Annotated[
         Literal["auto", PlanName],
         Field(description="class_paired: slots of one class; plain: each image once an epoch; auto: the method's own"),
@@ -125,7 +144,7 @@ class BatchConfig:
 @dataclass
 class StageConfig:
     method: Annotated[str, Field(description=f"one of {', '.join(METHODS)}")] = "cam"
-    epochs: Annotated[int, Field(ge=0, description="epochs of this stage; 0 skips it")] = 5
+    epochs: Annotated[int, Field(ge=0, le=1_000_000, description="epochs of this stage; 0 skips it")] = 5
     lr: Annotated[Number, Field(gt=0, description="learning rate of body weights at the stage's start")] = 1e-3
     schedule: Annotated[
         Literal["steps", "cosine"], Field(description="steps: lr × decay after each milestone; cosine: down to 0")
@@ -148,7 +167,7 @@ class OptimConfig:
     ] = "auto"
     momentum: Annotated[Number, Field(ge=0, lt=1, description="of SGD")] = 0.9
     nesterov: Annotated[bool, Field(description="Nesterov's momentum")] = True
-    weight_decay: Annotated[Number, Field(ge=0, description="on every model parameter, biases included")] = 5e-4
+    weight_decay: Annotated[Number, Field(ge=0, le=10, description="on every model parameter, biases included")] = 5e-4
     body_bias_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of body biases")] = 2.0
     head_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of head weights")] = 10.0
     head_bias_factor: Annotated[Number, Field(gt=0, description="learning-rate factor of head biases")] = 20.0
@@ -164,7 +183,7 @@ class OptimConfig:
 @dataclass
 class EvalConfig:
     every: Annotated[int, Field(ge=0, description="epochs between evaluations; 0: only after the last")] = 1
-    batch: Annotated[int, Field(ge=1, description="test images a batch")] = 64
+    batch: Annotated[int, Field(ge=1, le=LARGEST_BATCH, description="test images a batch")] = 64
     protocol: Annotated[
         Literal["paper", "wsolevaluation"], Field(description="the paper's, or the field's standard evaluator's")
     ] = "paper"
@@ -200,7 +219,7 @@ class Recipe:
     values: dict[str, dict[str, Any]]
 
 
-STAGE = re.compile(r"stage(\d+)")
+STAGE = re.compile(r"stage(\d{1,4})")
 _FIXED: dict[str, type] = {
     name: hint for name, hint in get_type_hints(Config).items() if isinstance(hint, type) and name != "methods"
 }
@@ -280,16 +299,20 @@ def build_config(values: dict[str, Any], source: str, overrides: Iterable[str] =
     return config
 
 
+@cache
+def _validator(section_type: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(section_type)
+
+
 def _validated(section: str, values: dict[str, Any], source: str, overridden: list[tuple[str, str]]) -> Any:
     try:
-        cls: Any = _section_type(section)
-        return TypeAdapter(cls).validate_python(values)
+        return _validator(_section_type(section)).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         location = [section, *(str(part) for part in first["loc"])]
         where = "" if tuple(location[:2]) in overridden else f" ({source})"
         reason = first["msg"][:1].lower() + first["msg"][1:]
-        raise UserError(f"{'.'.join(location)}={first['input']}: {reason}{where}") from None
+        raise UserError(f"{'.'.join(location)}={str(first['input'])[:80]}: {reason}{where}") from None
 
 
 def _check_together(config: Config) -> None:
@@ -302,8 +325,19 @@ def _check_together(config: Config) -> None:
             f"data.short_side={config.data.short_side} is below data.image_size={config.data.image_size}; "
             "the crop would not fit"
         )
+    batch = config.batch.classes * config.batch.images
+    if batch > LARGEST_BATCH:
+        raise UserError(
+            f"batch.classes={config.batch.classes} times batch.images={config.batch.images} are {batch} images a "
+            f"batch, the most is {LARGEST_BATCH}; lower one of them"
+        )
     for name, stage in config.stages.items():
         if stage.epochs:
+            if stage.warmup_epochs > stage.epochs:
+                raise UserError(
+                    f"{name}.warmup_epochs={stage.warmup_epochs:g} is above {name}.epochs={stage.epochs}; "
+                    "its learning rate would never be reached"
+                )
             METHODS[stage.method].check(config.options_of(name), config.batch.images)
 
 
@@ -320,9 +354,10 @@ def _checked_sections(values: dict[str, Any], source: str) -> dict[str, dict[str
 
 
 def _check_key(key: str, source: str) -> None:
-    section = key.partition(".")[0]
-    known = [name.replace("stageN", section if STAGE.fullmatch(section) else "stage0") for name, *_ in keys()]
-    if key not in known:
+    section, _, name = key.partition(".")
+    cls = _section_type(section)
+    if cls is None or name not in {entry.name for entry in dataclasses.fields(cls)}:
+        known = [name.replace("stageN", section if STAGE.fullmatch(section) else "stage0") for name, *_ in keys()]
         raise UserError(f"{source}: there is no key {key}{_nearest(key, known)}")
 
 
@@ -402,7 +437,7 @@ def _recipe_text(name_or_path: str) -> str:
             "(`i2c-fast recipes` lists the recipes)"
         )
     try:
-        return Path(name_or_path).read_text("utf-8")
+        return read_regular(Path(name_or_path), MIB).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {name_or_path} cannot be read as text: {error}") from None
 

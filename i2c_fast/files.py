@@ -1,12 +1,42 @@
-"""Files people asked for: written whole or not at all, with one line when that fails."""
+"""Files people asked for are written whole or not at all; files people give are regular ones of a bounded size."""
 
+import errno
 import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from stat import S_ISREG
+from typing import Any, BinaryIO
 
 from .errors import UserError
+
+MIB = 1 << 20
+
+
+def open_regular(path: Path, limit: int) -> BinaryIO:
+    """Open a file to read its bytes.
+
+    Args:
+        limit: the most bytes it may have.
+
+    Raises:
+        OSError: there is none, it cannot be read, it is a pipe or device, whose end may never come, or it is larger.
+    """
+    # Without the flag, opening a pipe waits for whoever writes into it.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    facts = os.fstat(file.fileno())
+    if S_ISREG(facts.st_mode) and facts.st_size <= limit:
+        return file
+    file.close()
+    if not S_ISREG(facts.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file")
+    raise OSError(errno.EFBIG, f"is larger than {limit // MIB:,} MiB, too large for such a file")
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a file; arguments and errors as `open_regular`."""
+    with open_regular(path, limit) as file:
+        return file.read(limit)
 
 
 def write_bytes(path: Path, data: bytes | memoryview, flush: bool = True) -> None:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .kernels import IGNORED_LABEL, Slots, inter_image_loss, sample_pixels, update_centers
-from .kernels._common import Distance, check_distance, check_same, check_tensor
+from .kernels._common import Distance, check_device, check_distance, check_same, check_tensor
 from .kernels.sample_pixels import SeedChoice
 from .ranks import RankExchange
 
@@ -31,6 +31,9 @@ class InterImageLoss(nn.Module):
     the next forward or in `state_dict()`, so a plain loop needs no extra call. In evaluation mode nothing changes. A
     step captured as a CUDA graph calls `commit` itself, inside the graph: an update pending from outside of it would be
     replayed for ever.
+
+    A class with several pairs in a batch moves its center once, to the mean over all of them (Eq. 2); in the authors'
+    release the last pair alone moves it.
 
     Args:
         num_classes: Y. feature_dim: D.
@@ -117,7 +120,7 @@ class InterImageLoss(nn.Module):
         Args:
             features: [N, D, H, W] the backbone's output F; tokens [N, T, D] are the view
                 ``tokens.transpose(1, 2).unsqueeze(-1)``.
-            maps: [N, H, W] the label's class maps, raw or normalized; taken as constants.
+            maps: [N, H, W] the label's class maps, raw or normalized, H·W = T for tokens; taken as constants.
             labels: [N] integer; one outside 0…Y−1 makes GC NaN, unless it is `ignore_index`.
             slots: from `kernels.tap`, see there.
             image_ids: [N] index in the global batch, for draws that do not depend on how it is divided; by default
@@ -133,7 +136,13 @@ class InterImageLoss(nn.Module):
         """
         check_tensor("features", features, 4)
         check_tensor("maps", maps, 3)
-        check_same("H·W of maps", maps.shape[1:].numel(), "H·W of features", features.shape[2:].numel())
+        check_same("len(maps)", len(maps), "len(features)", len(features))
+        check_same("features.shape[1]", features.shape[1], "feature_dim", self.centers.shape[1])
+        pixels, wanted = [*maps.shape[1:]], [*features.shape[2:]]
+        tokens = wanted == [math.prod(pixels), 1]
+        if pixels != wanted and not tokens:
+            raise ValueError(f"maps are {pixels} [H, W] but features are {wanted}; give the maps of these features")
+        check_device(features=features, maps=maps, labels=labels, InterImageLoss=self.centers)
         if self.training and len(self._pending) == self.micro_batches:
             if not self.auto_commit:
                 raise RuntimeError("auto_commit=False: call commit() after the optimizer step, before the next forward")

@@ -1,8 +1,10 @@
 """The machine a run is on: device, precision, determinism and the one source of randomness."""
 
+import errno
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -89,6 +91,33 @@ def fastest_precision(device: torch.device) -> Precision:
         return "fp32"
     with torch.cuda.device(device):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+# How the libraries word it: torch of GPUs and of processors, NumPy, OpenCV, cuBLAS.
+_OUT_OF_MEMORY = re.compile(r"out of memory|insufficient memory|not enough memory|allocate memory|ALLOC_FAILED", re.I)
+_ASKED_FOR = re.compile(r"allocate ([\d.]+ (?:bytes|[KMGTP]i?B))")
+
+
+@contextmanager
+def memory_errors(way_out: str) -> Iterator[None]:
+    """Make one line of an allocation that fails inside, on the host or on a GPU.
+
+    Args:
+        way_out: what to lower, after a semicolon.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        if not (full or isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error))):
+            raise
+        asked = _ASKED_FOR.search(str(error))
+        raise UserError(f"out of memory{f' (asked for {asked[1]})' if asked else ''}; {way_out}") from None
 
 
 def seed_all(*parts: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._common import accumulation_dtype, within
+from ._launch import launch
 from ._ops import define_op
 from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 
@@ -89,7 +90,8 @@ def _launch(total: Tensor, gradient: Tensor, indices: Tensor) -> None:
     n, k, d = gradient.shape
     if gradient.numel():
         config = _config(k, d)
-        _add_columns[(n * k, cdiv(d, config["BLOCK_D"]))](
+        launch(
+            _add_columns, (n * k, cdiv(d, config["BLOCK_D"])),
             total, gradient, indices, k, d, total.shape[3], total.shape[2] * total.shape[3],
             *total.stride(), *gradient.stride(), *indices.stride(), **config,
         )  # fmt: skip

@@ -38,10 +38,10 @@ def _on_the_tensors_device(launch: Callable[..., Any]) -> Callable[..., Any]:
     """Triton launches on the current device; this makes it the arguments' own where a process has several."""
 
     def guarded(*arguments: Any) -> Any:
-        device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
-        if device.type != "cuda" or device.index == torch.cuda.current_device():
+        index = next(argument.get_device() for argument in arguments if isinstance(argument, torch.Tensor))
+        if index < 0 or index == torch.cuda.current_device():  # −1: no GPU's
             return launch(*arguments)
-        with torch.cuda.device(device):
+        with torch.cuda.device(index):
             return launch(*arguments)
 
     return guarded

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import IGNORED_LABEL, L2_EPS, Distance
+from ._common import IGNORED_LABEL, L2_EPS, Distance, accumulation_dtype
 from ._triton import cdiv, next_power_of_2, tl, triton
 
 IGNORED = tl.constexpr(IGNORED_LABEL)
@@ -64,16 +64,17 @@ def terms_of(k: int, distance: Distance) -> int:
 
 
 def new_rows(like: Tensor, images: int, channels: int, k: int, distance: Distance) -> Tensor:
-    """Memory for `Rows`, each a multiple of 16 bytes, in the dtype of `like`; the last 8 bytes are the label."""
+    """Memory for `Rows` of features like these, each a multiple of 16 bytes; the last 8 bytes are the label."""
     width = channels + terms_of(k, distance) * channel_chunks(channels)[0] + 4
-    return like.new_empty(images, (width + 3) // 4 * 4)
+    return like.new_empty(images, (width + 3) // 4 * 4, dtype=accumulation_dtype(like.dtype))
 
 
 def unpack(rows: Tensor, channels: int, k: int, distance: Distance) -> Rows:
     """The parts of rows that `new_rows` made."""
     size = terms_of(k, distance) * channel_chunks(channels)[0]
-    sums, squares, pairs, images, _ = rows.split([channels, size, 1, 1, rows.shape[1] - channels - size - 2], 1)
-    return Rows(sums, squares, pairs, images, rows.view(torch.int64)[:, -1])
+    sizes = [channels, size, 1, 1, rows.shape[1] - channels - size - 2]
+    sums, squares, pairs, images, _ = rows.split_with_sizes(sizes, 1)
+    return Rows(sums, squares, pairs, images, rows.view(torch.int64).select(1, -1))
 
 
 @triton.jit

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "reference", "interpret")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 BACKEND = os.environ.get("I2C_FAST_BACKEND", "auto")
 if BACKEND not in BACKENDS:
     raise ValueError(f"I2C_FAST_BACKEND={BACKEND} is not one of {', '.join(BACKENDS)}")
 if BACKEND == "interpret":
+    if not HAS_TRITON:
+        raise ImportError("I2C_FAST_BACKEND=interpret needs Triton; install triton, or leave it unset", name="triton")
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is defined
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 if HAS_TRITON:
     import triton

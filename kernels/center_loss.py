@@ -2,7 +2,7 @@
 
     L_gc = 1/|Y_B| Σ_{y ∈ Y_B} ‖a^y − w^y‖²                                                        (Eq. 5)
 
-In PyTorch: ``(means - centers[labels]).square().sum(-1).mean()``.
+In PyTorch: ``(means - centers[labels]).square().sum(-1).mean()``. With ``l2``, ‖w − a + 1e-6‖ as the release has it.
 """
 
 from typing import Any
@@ -27,6 +27,7 @@ from ._common import (
     reduce_terms,
     within,
 )
+from ._launch import launch
 from ._ops import define_op
 from ._pairs import EPS, IGNORED, channel_chunks, chunk_block, sum_squares, total_sizes
 from ._triton import runs_triton, tl, triton
@@ -45,7 +46,7 @@ def center_loss_reference(
     labels = mask_ignored(labels, ignore_index)
     present = labels != IGNORED_LABEL
     rows = centers[labels.clamp(0, len(centers) - 1)].to(means.dtype)
-    difference = torch.where(present[:, None], means - rows, 0.0)
+    difference = torch.where(present[:, None], rows - means, 0.0)
     difference = torch.where((present & ~within(labels, len(centers)))[:, None], torch.nan, difference)
     count = present.sum()
     return reduce_terms(torch.where(present, measure(difference, distance), 0.0), count, reduction), count
@@ -55,7 +56,7 @@ def center_loss_reference(
 def center_gap(
     b_mean, p_centers, label, present, o_channel, channels, classes, s_center, s_center_channel, SQUARED: tl.constexpr
 ):
-    """[BLOCK_D] mean − center, plus 1e-6 for l2, and the sum of its squares over these channels.
+    """[BLOCK_D] mean − center, less 1e-6 for l2, and the sum of its squares over these channels.
 
     A class that is not `present` has 0 and 0, one out of range 0 and NaN.
     """
@@ -64,7 +65,7 @@ def center_gap(
     p_center = p_centers + tl.where(known, label, 0) * s_center + o_channel.to(tl.int64) * s_center_channel
     b_gap = b_mean - tl.load(p_center, mask=m_known, other=0.0).to(tl.float32)
     if not SQUARED:
-        b_gap += EPS
+        b_gap -= EPS
     b_gap = tl.where(m_known, b_gap, 0.0)
     return b_gap, tl.where(present & (known == 0), float("nan"), tl.sum(b_gap * b_gap, 0))
 
@@ -171,7 +172,7 @@ def center_gap_reference(means: Tensor, labels: Tensor, centers: Tensor, distanc
     dtype = accumulation_dtype(means.dtype)
     gaps = means.to(dtype) - centers[labels.clamp(0, len(centers) - 1)].to(dtype)
     known = within(labels, len(centers))
-    gaps = torch.where(known[:, None], gaps + L2_EPS if distance == "l2" else gaps, 0.0)
+    gaps = torch.where(known[:, None], gaps - L2_EPS if distance == "l2" else gaps, 0.0)
     squares = gaps.new_zeros(len(gaps), channel_chunks(means.shape[1])[0])
     squares[:, 0] = torch.where((labels != IGNORED_LABEL) & ~known, torch.nan, gaps.square().sum(1))
     return gaps, squares
@@ -187,14 +188,16 @@ def _forward(
     loss, count, gaps, squares = _outputs(means, labels, centers, distance, reduction)
     (rows, channels), (chunks, sizes), squared = means.shape, channel_chunks(means.shape[1]), distance == "squared_l2"
     labels = labels.contiguous()
-    _center_gaps[rows, chunks](
+    launch(
+        _center_gaps, (rows, chunks),
         means, labels, centers, squares, gaps, channels, len(centers), *means.stride(), *centers.stride(),
         SQUARED=squared, **sizes,
     )  # fmt: skip
     if reduction == "none":
         per_row = squares.sum(1) if squared else squares.sum(1).sqrt()
         return per_row.to(means.dtype), (labels != IGNORED_LABEL).sum(), gaps, squares
-    total_losses[1,](
+    launch(
+        total_losses, (1,),
         None, None, squares, labels, None, None, loss, count, rows, 1, 1, chunks, 0,
         SQUARED=squared, MEAN=reduction == "mean", **total_sizes(chunks),
     )  # fmt: skip
@@ -228,7 +231,8 @@ def mean_gradients(
     squared = distance == "squared_l2"
     if runs_triton(gaps) and gaps.numel():
         out = torch.empty(rows, channels, dtype=dtype, device=gaps.device)
-        _center_backward[rows, chunks](
+        launch(
+            _center_backward, (rows, chunks),
             gradient, count, gaps, labels.contiguous(), squares, out, channels, classes, chunks, *gradient.stride(),
             SQUARED=squared, MEAN=mean, BLOCK_C=chunk_block(chunks), **sizes,
         )  # fmt: skip

@@ -23,6 +23,7 @@ from ._common import (
     mask_ignored,
     same_class,
 )
+from ._launch import launch
 from ._ops import define_op
 from ._pairs import IGNORED, Rows, channel_chunks, find_class, label_block
 from ._triton import runs_triton, tl, triton
@@ -116,7 +117,8 @@ def means_of_rows(rows: Rows, k: int, centers: Tensor, distance: Distance) -> tu
     means, gaps = (rows.sums.new_empty(images, channels) for _ in range(2))
     labels, counts = (rows.labels.new_empty(images) for _ in range(2))
     out = means, labels, counts, gaps, rows.sums.new_empty(images, chunks)
-    _class_means[images, chunks](
+    launch(
+        _class_means, (images, chunks),
         rows.sums, rows.labels, rows.images, centers, *out, images, k, channels, len(centers),
         1, rows.sums.stride(0), 0, 1, rows.labels.stride(0), rows.images.stride(0), *centers.stride(),
         SQUARED=distance == "squared_l2", BLOCK_N=label_block(images), BLOCK_R=BLOCK_R, **sizes,
@@ -130,7 +132,8 @@ def _forward(values: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     images, k, channels = values.shape
     out = _outputs(values, labels)
     chunks, sizes = channel_chunks(channels)
-    _class_means[images, chunks](
+    launch(
+        _class_means, (images, chunks),
         values, labels, None, None, *out, None, None, images, k, channels, 0, k, *values.stride(), labels.stride(0),
         0, 0, 0, SQUARED=True, BLOCK_N=label_block(images), BLOCK_R=BLOCK_R, **sizes,
     )  # fmt: skip
@@ -174,7 +177,8 @@ def _backward(
     if runs_triton(gradient) and gradient.numel():
         out = torch.empty(images, channels, dtype=dtype, device=gradient.device)
         chunks, sizes = channel_chunks(channels)
-        _class_means_backward[images, chunks](
+        launch(
+            _class_means_backward, (images, chunks),
             gradient, labels, class_labels, counts, out, images, k, channels, *gradient.stride(), labels.stride(0),
             BLOCK_N=label_block(images), **sizes,
         )  # fmt: skip

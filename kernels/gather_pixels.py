@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ._add_columns import add_columns_, pixels_of
 from ._common import check_device, check_indices, check_same, check_tensor, describe, within
+from ._launch import launch
 from ._ops import define_op
 from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 
@@ -88,7 +89,8 @@ def _launch(features: Tensor, indices: Tensor) -> Tensor:
     out = torch.empty(n, k, d, dtype=features.dtype, device=features.device)
     if out.numel():
         config = _config(d)
-        _gather_pixels[(n * k, cdiv(d, config["BLOCK"]))](
+        launch(
+            _gather_pixels, (n * k, cdiv(d, config["BLOCK"])),
             features, indices, out, k, d, features.shape[3], features.shape[2] * features.shape[3],
             *features.stride(), *indices.stride(), **config,
         )  # fmt: skip

@@ -18,7 +18,6 @@ from ._common import (
     IGNORED_LABEL,
     Distance,
     TotalReduction,
-    accumulation_dtype,
     check_device,
     check_distance,
     check_indices,
@@ -28,6 +27,7 @@ from ._common import (
     mask_ignored,
     within,
 )
+from ._launch import launch
 from ._ops import define_op
 from ._pairs import (
     channel_chunks,
@@ -113,7 +113,8 @@ def _gather_rows(
     (images, k), channels, squared = indices.shape, features.shape[1], distance == "squared_l2"
     rows = unpack(own.rows, channels, k, distance)
     chunks, sizes = channel_chunks(channels)
-    write_pair_rows[images, chunks](
+    launch(
+        write_pair_rows, (images, chunks),
         features, indices.contiguous(), labels.contiguous(), None if groups is None else groups.contiguous(),
         own.values, rows.sums, rows.squares, rows.pairs, rows.images, rows.labels, own.partners,
         images, k, channels, features.shape[2] * features.shape[3], features.shape[3], *features.stride(),
@@ -126,8 +127,7 @@ def _gather_rows(
 def _own(features: Tensor, indices: Tensor, labels: Tensor, groups: Tensor | None, distance: Distance) -> _Own:
     (images, k), channels = indices.shape, features.shape[1]
     values = features.new_empty(images, k, channels)
-    like = features.new_empty(0, dtype=accumulation_dtype(features.dtype))
-    rows = new_rows(like, images, channels, k, distance)
+    rows = new_rows(features, images, channels, k, distance)
     return _Own(values, labels.new_empty(images, dtype=torch.int32), rows)
 
 
@@ -159,7 +159,8 @@ def _losses(rows: Tensor, centers: Tensor, k: int, distance: Distance, mean: boo
         sc, gc = (sc / k / pairs.clamp(min=1), gc / classes.clamp(min=1)) if mean else (sc / k, gc)
         return sc, pairs, gc, classes, *of_class
     sc, pairs, gc, classes = (rows.new_empty((), dtype=d) for d in (rows.dtype, torch.int64) * 2)
-    total_losses[1,](
+    launch(
+        total_losses, (1,),
         parts.squares, parts.pairs, squares, labels, sc, pairs, gc, classes, len(rows), k, terms, chunks,
         rows.stride(0), SQUARED=squared, MEAN=mean, **total_sizes(chunks),
     )  # fmt: skip
@@ -247,7 +248,8 @@ def _backward(to_sc: Tensor | None, to_gc: Tensor | None, indices: Tensor, *argu
     if runs_triton(saved.values) and saved.values.numel():
         columns, carrier = _backward_outputs(to_sc, to_gc, indices, *arguments)
         chunks, sizes = channel_chunks(channels)
-        _inter_image_backward[images, chunks](
+        launch(
+            _inter_image_backward, (images, chunks),
             to_sc, to_gc, indices.contiguous(), saved.values, saved.partners, rows.squares, rows.labels, *saved[3:],
             columns, carrier, k, channels, num_centers, len(saved.labels), chunks, ranks, saved.rows.stride(0),
             rows.labels.stride(0), SQUARED=distance == "squared_l2", MEAN=mean,
@@ -387,12 +389,12 @@ def inter_image_loss(
     check_tensor("indices", indices, 2, integer=True)
     check_same("len(indices)", len(indices), "len(features)", len(features))
     check_tensor("labels", labels, 1, integer=True)
-    check_same("len(labels)", len(labels), "len(values)", len(features))
+    check_same("len(labels)", len(labels), "len(features)", len(features))
     if groups is not None:
         check_tensor("groups", groups, 1, integer=True)
-        check_same("len(groups)", len(groups), "len(values)", len(features))
+        check_same("len(groups)", len(groups), "len(features)", len(features))
     check_tensor("centers", centers, 2)
-    check_same("means.shape[1]", features.shape[1], "centers.shape[1]", centers.shape[1])
+    check_same("features.shape[1]", features.shape[1], "centers.shape[1]", centers.shape[1])
     check_device(features=features, indices=indices, labels=labels, groups=groups, centers=centers)
     check_distance(distance, reduction, TotalReduction)
     labels = mask_ignored(labels, ignore_index)

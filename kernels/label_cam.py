@@ -21,6 +21,7 @@ from ._common import (
     mask_ignored,
     within,
 )
+from ._launch import launch
 from ._ops import define_op
 from ._triton import cdiv, next_power_of_2, runs_triton, tl, triton
 from .normalize_cam import normalize_cam, normalize_cam_reference
@@ -264,7 +265,8 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> 
     maps = torch.empty((*labels.shape, height, width), dtype=torch.float32, device=x.device)
     if maps.numel():
         config = _config(channels, height * width, x.stride(1) == 1)
-        _label_cam_forward[(labels.numel() * cdiv(height * width, config["BLOCK_P"]),)](
+        launch(
+            _label_cam_forward, (labels.numel() * cdiv(height * width, config["BLOCK_P"]),),
             x, weight, None if bias is None else bias.contiguous(), labels.contiguous(), maps,
             labels.shape[1], len(weight), channels, height * width, *addressing(x), *weight.stride(), **config,
         )  # fmt: skip
@@ -278,7 +280,8 @@ def _x_gradient(x: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor) -> 
     images, channels, height, width = x.shape
     if out.numel():
         config = _config(channels, height * width, out.stride(1) == 1)
-        _label_cam_x_gradient[(images * cdiv(height * width, config["BLOCK_P"]),)](
+        launch(
+            _label_cam_x_gradient, (images * cdiv(height * width, config["BLOCK_P"]),),
             gradient.contiguous(), weight, labels.contiguous(), out,
             labels.shape[1], len(weight), channels, height * width, *addressing(out), *weight.stride(), **config,
         )  # fmt: skip
@@ -295,14 +298,24 @@ def _weight_gradient(x: Tensor, labels: Tensor, gradient: Tensor, classes: int) 
     weight, bias = torch.empty(classes, channels, **fp32), torch.empty(classes, **fp32)
     if maps:
         config = _config(channels, height * width, x.stride(1) == 1, sums_channels=False)
-        _label_cam_map_gradient[(maps * max(1, cdiv(channels, config["BLOCK_C"])),)](
+        launch(
+            _label_cam_map_gradient, (maps * max(1, cdiv(channels, config["BLOCK_C"])),),
             x, gradient.contiguous(), labels, rows, sums,
             labels.shape[1], classes, channels, height * width, *addressing(x), **config,
         )  # fmt: skip
     if classes:
         config = _class_config(maps, channels)
-        _label_cam_class_gradient[classes, max(1, cdiv(channels, config["BLOCK_C"]))](
-            rows, sums, labels, weight, bias, maps, channels, **config
+        launch(
+            _label_cam_class_gradient,
+            (classes, max(1, cdiv(channels, config["BLOCK_C"]))),
+            rows,
+            sums,
+            labels,
+            weight,
+            bias,
+            maps,
+            channels,
+            **config,
         )
     return weight, bias
 

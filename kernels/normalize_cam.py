@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._common import accumulation_dtype, check_tensor
+from ._launch import launch
 from ._ops import define_op
 from ._triton import next_power_of_2, runs_triton, tl, triton
 
@@ -119,7 +120,7 @@ def _launch(kernel: Any, maps: Tensor, *others: Tensor) -> Tensor:
     pixels = maps.shape[-2] * maps.shape[-1]
     if maps.numel():
         tensors = (tensor.contiguous() for tensor in (maps, *others))
-        kernel[(maps.numel() // pixels,)](*tensors, out, pixels, **_config(pixels))
+        launch(kernel, (maps.numel() // pixels,), *tensors, out, pixels, **_config(pixels))
     return out
 
 

@@ -28,6 +28,7 @@ from ._common import (
     reduce_terms,
     same_class,
 )
+from ._launch import launch
 from ._ops import define_op
 from ._pairs import (
     EPS,
@@ -190,8 +191,7 @@ def pair_rows(values: Tensor, labels: Tensor, groups: Tensor | None, distance: D
     """What `write_pair_rows` writes, in plain PyTorch: partners int32 [N] and the buffer of `Rows`."""
     (images, k, channels), chunks = values.shape, channel_chunks(values.shape[2])[0]
     partners = _partners(labels, groups)
-    like = values.new_empty(0, dtype=accumulation_dtype(values.dtype))
-    buffer = new_rows(like, images, channels, k, distance).zero_()
+    buffer = new_rows(values, images, channels, k, distance).zero_()
     rows = unpack(buffer, channels, k, distance)
     leads = partners > torch.arange(images, device=labels.device)
     squares = torch.where(leads[:, None], _apart(values, partners, distance).square().sum(-1), 0.0)
@@ -216,7 +216,8 @@ def _forward(
     squared, (chunks, sizes) = distance == "squared_l2", channel_chunks(channels)
     loss, count, partners, squares = _outputs(values, labels, groups, distance, reduction)
     pairs, width = squares[:, -1], squares.shape[1]
-    write_pair_rows[images, chunks](
+    launch(
+        write_pair_rows, (images, chunks),
         values, None, labels.contiguous(), None if groups is None else groups.contiguous(), None, None, squares, pairs,
         None, None, partners, images, k, channels, k, 1, values.stride(0), values.stride(2), values.stride(1), 0,
         width, 0, SQUARED=squared, BLOCK_N=label_block(images), BLOCK_K=seed_block(k), **sizes,
@@ -224,7 +225,8 @@ def _forward(
     if reduction == "none":
         per_term = squares[:, :-1].unflatten(1, (terms_of(k, distance), chunks)).sum(2)
         return (per_term if squared else per_term.sqrt()).sum(1) / k, pairs.sum().long(), partners, squares
-    total_losses[1,](
+    launch(
+        total_losses, (1,),
         squares, pairs, None, None, loss, count, None, None, images, k, terms_of(k, distance), chunks, width,
         SQUARED=squared, MEAN=reduction == "mean", **total_sizes(chunks),
     )  # fmt: skip
@@ -258,7 +260,8 @@ def value_gradients(
     chunks, sizes = channel_chunks(channels)
     if runs_triton(values) and values.numel():
         out = torch.empty(values.shape, dtype=values.dtype, device=values.device)
-        _pair_backward[images, chunks](
+        launch(
+            _pair_backward, (images, chunks),
             gradient, count, values, partners, squares, out,
             k, channels, chunks, *gradient.stride(), *values.stride(), squares.stride(0),
             SQUARED=distance == "squared_l2", MEAN=mean, BLOCK_K=seed_block(k), BLOCK_C=chunk_block(chunks), **sizes,

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from ._common import check_device, check_same, check_tensor
+from ._launch import launch
 from ._ops import define_op
 from ._philox import philox
 from ._triton import next_power_of_2, runs_triton, tl, triton
 
 SeedChoice = Literal["random", "first"]
 
-# Keys are sorted in registers, this many at a time: 8 a thread, 16 registers. The reference draws more than that.
+# Keys are held in registers, this many at a time. The reference draws more than that.
 MAX_BLOCK = 2048
+# Up to so many pixels of a map that fits into a block are found one by one, without a sort. Each takes a round with a
+# barrier, so that the sort, which takes as long for any K, is kept for more.
+MAX_ROUNDS = 16
 # AMD's compiler has no such option.
 REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
 
@@ -71,6 +75,60 @@ def _load_pixels(p_map, start, pixels, width, stride_row, stride_column, BLOCK: 
 
 
 @triton.jit
+def _level(low, high, threshold):
+    """In fp32 as the reference has it: an interpreted argument is a Python float, of 64 bits."""
+    return low + tl.full([], threshold, tl.float32) * (high - low)
+
+
+@triton.jit
+def _keys(o_pixel, m_above, p_seed, stride_seed, p_image_ids, stride_id, i_image, RANDOM: tl.constexpr):
+    """int64 keys [BLOCK], all different, the smaller the sooner drawn; the largest number where a pixel is not above.
+
+    The pixel stands in the low 31 bits, a random word before it.
+    """
+    b_key = o_pixel.to(tl.int64)
+    if RANDOM:
+        run = tl.load(p_seed).to(tl.int64)
+        step = tl.load(p_seed + stride_seed).to(tl.int64)
+        image_id = i_image if p_image_ids is None else tl.load(p_image_ids + i_image.to(tl.int64) * stride_id)
+        b_word = tl.philox(run, o_pixel, image_id.to(tl.int32), step.to(tl.int32), (step >> 32).to(tl.int32))[0]
+        b_key |= b_word.to(tl.int64) << 31
+    return tl.where(m_above, b_key, 0x7FFFFFFFFFFFFFFF)
+
+
+@triton.jit
+def _sample_few_pixels(
+    p_maps, p_seed, p_image_ids, p_indices, p_counts,
+    k, threshold, pixels, width, stride_image, stride_row, stride_column, stride_seed, stride_id,
+    RANDOM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program an image, whose pixels are one block; each round finds the smallest key above the last."""
+    i_image = tl.program_id(0)
+    p_map = p_maps + i_image.to(tl.int64) * stride_image
+    o_pixel, m_pixel, b_map = _load_pixels(p_map, 0, pixels, width, stride_row, stride_column, BLOCK)
+    low = tl.min(tl.where(m_pixel, b_map, float("inf")), 0)
+    high = tl.max(tl.where(m_pixel, b_map, float("-inf")), 0)
+    nan = tl.max((m_pixel & (b_map != b_map)).to(tl.int32), 0) > 0
+    m_above = m_pixel & (b_map > _level(low, high, threshold))
+    count = tl.where(nan, 0, tl.sum(m_above.to(tl.int32), 0))
+    tl.store(p_counts + i_image, count)
+
+    b_key = _keys(o_pixel, m_above, p_seed, stride_seed, p_image_ids, stride_id, i_image, RANDOM)
+    # With none above, one round finds the first of the brightest, or pixel 0 of a map with a NaN.
+    m_else = tl.where(nan, o_pixel == 0, m_pixel & (b_map == high))
+    b_key = tl.where(count > 0, b_key, tl.where(m_else, o_pixel.to(tl.int64), 0x7FFFFFFFFFFFFFFF))
+    drawn = tl.minimum(tl.maximum(count, 1), k)
+    o_draw = tl.arange(0, BLOCK_K)
+    b_drawn = tl.zeros([BLOCK_K], tl.int32)
+    last = tl.full([], -1, tl.int64)
+    for i_round in range(0, drawn):
+        last = tl.min(tl.where(b_key > last, b_key, 0x7FFFFFFFFFFFFFFF), 0)
+        # Fewer than K are written again and again, in draw order.
+        b_drawn = tl.where(o_draw % drawn == i_round, (last & 0x7FFFFFFF).to(tl.int32), b_drawn)
+    tl.store(p_indices + i_image.to(tl.int64) * k + o_draw, b_drawn, mask=o_draw < k)
+
+
+@triton.jit
 def _sample_pixels(
     p_maps, p_seed, p_image_ids, p_indices, p_counts,
     k, threshold, pixels, width, stride_image, stride_row, stride_column, stride_seed, stride_id,
@@ -88,12 +146,7 @@ def _sample_pixels(
         b_low = tl.minimum(b_low, tl.where(m_pixel, b_map, float("inf")))
         b_high = tl.maximum(b_high, tl.where(m_pixel, b_map, float("-inf")))
     low, high = tl.min(b_low, 0), tl.max(b_high, 0)
-    # In fp32 as the reference has it: an interpreted argument is a Python float, of 64 bits.
-    level = low + tl.full([], threshold, tl.float32) * (high - low)
-
-    run = tl.load(p_seed).to(tl.int64)
-    step = tl.load(p_seed + stride_seed).to(tl.int64)
-    image_id = i_image if p_image_ids is None else tl.load(p_image_ids + i_image.to(tl.int64) * stride_id)
+    level = _level(low, high, threshold)
 
     b_above = tl.zeros([BLOCK], tl.int32)
     b_brightest = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
@@ -105,12 +158,8 @@ def _sample_pixels(
         m_above = m_pixel & (b_map > level)
         b_above += m_above.to(tl.int32)
         b_brightest = tl.minimum(b_brightest, tl.where(m_pixel & (b_map == high), o_pixel, 0x7FFFFFFF))
-        b_key = o_pixel.to(tl.int64)
-        if RANDOM:
-            b_word = tl.philox(run, o_pixel, image_id.to(tl.int32), step.to(tl.int32), (step >> 32).to(tl.int32))[0]
-            b_key |= b_word.to(tl.int64) << 31
-        b_top = tl.topk(tl.where(m_above, -b_key, -0x7FFFFFFFFFFFFFFF), BLOCK_K)
-        b_best = tl.bitonic_merge(tl.maximum(b_best, b_top))
+        b_key = _keys(o_pixel, m_above, p_seed, stride_seed, p_image_ids, stride_id, i_image, RANDOM)
+        b_best = tl.bitonic_merge(tl.maximum(b_best, tl.topk(-b_key, BLOCK_K)))
 
     nan = tl.max(b_nan, 0) > 0
     count = tl.where(nan, 0, tl.sum(b_above, 0))
@@ -124,14 +173,18 @@ def _sample_pixels(
         tl.store(p_indices + i_image.to(tl.int64) * k + start + o_draw, b_pixel, mask=m_draw)
 
 
-def _config(pixels: int, k: int) -> dict[str, int]:
-    """A block holds the whole map where it can (28×28: 1024 keys, 40×40: 2048), 8 keys a thread, and at least K.
+def _config(pixels: int, k: int) -> tuple[Any, dict[str, int]]:
+    """The kernel, and a block that holds the whole map where it can: 1024 keys for 28×28, 2048 for 40×40.
 
-    A batch of 80 leaves SMs idle, so a program may use all registers: by itself ptxas spills some for occupancy.
+    4 keys a thread give a scheduler two warps to choose from. The sort has 8, which it exchanges with fewer others,
+    and holds at least K. A batch of 80 leaves SMs idle, so a program may use all registers: by itself ptxas spills
+    some of the sort's for occupancy.
     """
     block = max(16, min(next_power_of_2(pixels), MAX_BLOCK))
-    block_k = max(2, next_power_of_2(min(k, pixels)))
-    return {"BLOCK": block, "BLOCK_K": block_k, "num_warps": max(1, block // 256)} | REGISTERS
+    if k <= MAX_ROUNDS and pixels <= block:
+        return _sample_few_pixels, {"BLOCK": block, "BLOCK_K": next_power_of_2(k), "num_warps": max(1, block // 128)}
+    sizes = {"BLOCK": block, "BLOCK_K": max(2, next_power_of_2(min(k, pixels))), "num_warps": max(1, block // 256)}
+    return _sample_pixels, sizes | REGISTERS
 
 
 def _launch(
@@ -143,10 +196,12 @@ def _launch(
     indices = torch.empty(len(maps), k, dtype=torch.int32, device=maps.device)
     counts = torch.empty(len(maps), dtype=torch.int32, device=maps.device)
     if len(maps):
-        _sample_pixels[(len(maps),)](
+        kernel, config = _config(pixels, k)
+        launch(
+            kernel, (len(maps),),
             maps, seed, image_ids, indices, counts, k, threshold, pixels, maps.shape[2],
             *maps.stride(), seed.stride(0), 0 if image_ids is None else image_ids.stride(0),
-            RANDOM=random, **_config(pixels, k),
+            RANDOM=random, **config,
             enable_fp_fusion=False,  # a fused multiply-add would round the threshold otherwise than the reference
         )  # fmt: skip
     return indices, counts

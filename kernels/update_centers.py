@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._common import check_device, check_same, check_tensor, within
+from ._launch import launch
 from ._ops import define_op
 from ._triton import next_power_of_2, runs_triton, tl, triton
 
@@ -103,7 +104,8 @@ def _launch(
 ) -> None:
     if not (runs_triton(centers) and means.numel()):
         return update_centers_reference(centers, steps, labels, means, alpha, skip, draws)
-    _update_centers[len(labels),](
+    launch(
+        _update_centers, (len(labels),),
         centers, steps, labels.contiguous(), means, skip, draws, alpha,
         means.shape[1], len(centers), *centers.stride(), steps.stride(0), *means.stride(),
         0 if draws is None else draws.stride(0), **_config(means.shape[1]),

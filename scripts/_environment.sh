@@ -82,12 +82,12 @@ has_gpu() { [[ "$(nvidia-smi -L 2>/dev/null)" == GPU* ]]; }
 
 # The tested versions belong together: they hold in .venv, beside the torch that they were tested with, without a GPU.
 install() {
-    local output own="" options=(--editable "$root${extra:+[$extra]}" ${torch:+"torch==$torch"})
+    local own="" log options=(--editable "$root${extra:+[$extra]}" ${torch:+"torch==$torch"})
     if [[ $site == "$venv"/* ]]; then own=yes; fi
     if [ -z "$own" ]; then
         say "Installing what is missing into $site (torch $torch stays) ..."
     else
-        say "Installing into .venv (the first time takes a few minutes) ..."
+        say "Installing into .venv (the first time takes a few minutes, most of them for torch) ..."
         if ! has_gpu && { [ -z "$torch" ] || grep -qx "torch==${torch%%+*}" "$root/constraints.txt"; }; then
             options+=(--constraint "$root/constraints.txt")
         fi
@@ -95,10 +95,16 @@ install() {
     rm -f "$site/i2c-fast.stamp"
     "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null 2>&1 ||
         die "$python has no pip: install it there, or deactivate that environment"
-    if ! output="$("$python" -m pip install --quiet --no-input --disable-pip-version-check "${options[@]}" 2>&1)"; then
-        say "$output"
+    log="$(mktemp)"
+    # What pip downloads, with sizes, and builds, as it happens; all it said if it fails.
+    if ! "$python" -m pip install --no-input --disable-pip-version-check --progress-bar off "${options[@]}" 2>&1 |
+        tee "$log" | { grep --line-buffered -E '^ *(Downloading|Using cached|Building|Installing|Preparing)' || true; } >&2
+    then
+        say "$(<"$log")"
+        rm -f "$log"
         die "pip could not install what i2c-fast needs into $site; its own words are above"
     fi
+    rm -f "$log"
     if [ -n "$own" ]; then rm -f "$venv/$unfinished"; fi
     probe "$python"
 }

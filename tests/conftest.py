@@ -11,6 +11,7 @@ import torch
 from i2c_fast.config import Config, build_config
 from i2c_fast.data.generated import write_generated
 
+from . import tiny  # noqa: F401  registers it
 from .processes import server
 
 THREADS = 1  # tests run beside each other, in processes of their own
@@ -58,7 +59,7 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TINY = (
     "data.image_size=32", "data.short_side=36", "data.workers=0", "data.loader=opencv",
-    "model.backbone=resnet18", "model.weights=none",
+    "model.backbone=tiny", "model.weights=none",
     "batch.classes=3", "batch.images=2", "stage0.method=cam", "stage0.epochs=1", "stage0.lr=0.01",
     "stage1.method=i2c", "stage1.epochs=1", "stage1.lr=0.01",
     "optim.head_factor=1", "optim.head_bias_factor=1", "eval.threshold_step=16", "run.device=cpu",

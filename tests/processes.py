@@ -14,7 +14,7 @@ import torch.multiprocessing
 
 from i2c_fast.cli import main
 
-PRELOADED = ["i2c_fast.cli", "i2c_fast.commands.evaluate", "torch._inductor", "tests.training.ranks"]
+PRELOADED = ["i2c_fast.cli", "i2c_fast.commands.evaluate", "torch._inductor", "tests.training.ranks", "tests.tiny"]
 
 
 def server() -> ForkServerContext:

@@ -1,7 +1,9 @@
 """The command line as people use it, with right and wrong input."""
 
+import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+import i2c_fast.kernels
 from i2c_fast.cli import main
 from i2c_fast.config import Config, keys, recipe_names
 from i2c_fast.training import start_run
@@ -45,6 +48,14 @@ def assert_one_line(result: Result, *words: str) -> None:
         assert word in result.stderr
 
 
+def test_interpreter_without_triton_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Path(i2c_fast.kernels.__file__).with_name("_triton.py")
+    monkeypatch.setenv("I2C_FAST_BACKEND", "interpret")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    monkeypatch.setattr("i2c_fast.environment.environment", lambda: runpy.run_path(str(backend)))
+    assert_one_line(call("env"), "I2C_FAST_BACKEND=interpret needs Triton")
+
+
 def test_the_package_is_a_module_to_run_as_torchrun_does() -> None:
     command = [sys.executable, "-m", "i2c_fast", "train", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -56,6 +67,7 @@ def test_train_evaluate_predict_from_the_shell(tiny_set: Path, tmp_path: Path, m
     recipe = tmp_path / "mine.toml"
     recipe.write_text('description = "mine"\n[i2c]\nk = 2\n')
     command = [sys.executable, "-m", "i2c_fast.cli", "train", recipe, f"data.root={tiny_set}", *TINY]
+    command.append("model.backbone=resnet18")
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """Configuration: recipes, overrides and their types, and errors that name key and way out."""
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -381,3 +382,33 @@ def test_bases_that_cannot_be_followed_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words) as caught:
             load_recipe(str(tmp_path / f"{name}.toml"))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["run.threads=100000"], "1024"),
+        (["run.seed=100000000000000000000"], "9223372036854775807"),
+        (["run.rank_timeout=1e300"], "604800"),
+        (["data.image_size=100000"], "4096"),
+        (["data.short_side=100000"], "4096"),
+        (["data.workers=100000"], "256"),
+        (["data.prefetch=1000000000"], "256"),
+        (["model.head_width=100000000"], "8192"),
+        (["batch.classes=1000000000000"], "65536"),
+        (["batch.images=1000000000000"], "65536"),
+        (
+            ["batch.classes=1000", "batch.images=1000"],
+            "batch.classes=1000 times batch.images=1000 .* the most is 65536",
+        ),
+        (["eval.batch=1000000000"], "65536"),
+        (["i2c.k=100000000"], "1024"),
+        (["stage0.epochs=1000000000000000000000"], "1000000"),
+        (["stage0.warmup_epochs=1e308"], "is above stage0.epochs"),
+        (["optim.weight_decay=1e308"], "10"),
+    ],
+)
+def test_what_parses_and_cannot_be_meant_is_refused(overrides: list[str], words: str) -> None:
+    found = message(*overrides)
+    assert overrides[-1].partition("=")[0] in found
+    assert re.search(words, found)

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and failures are one line."""
+"""Files are written whole or not at all, failures are one line, and only regular files of a bounded size are read."""
 
 import errno
 import json
@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from i2c_fast.config import load_recipe
+from i2c_fast.data import read_image
+from i2c_fast.data.layouts.annotations import read_lines
+from i2c_fast.data.layouts.ilsvrc_annotations import read_xml
 from i2c_fast.errors import UserError
-from i2c_fast.files import write_bytes, write_json
+from i2c_fast.files import read_regular, write_bytes, write_json
+from i2c_fast.report.training_log import read_log
 
 
 def names(folder: Path) -> list[str]:
@@ -83,3 +88,38 @@ def test_value_that_json_does_not_know_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"path": tmp_path})
     assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "folder", "large"])
+def test_what_may_have_no_end_is_not_read(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    if kind == "large":
+        path.touch()
+        os.truncate(path, 2**40 + 1)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe") if kind != "pipe" else (tmp_path / "pipe").rename(path)
+    with pytest.raises(OSError, match=r"is no regular file|is larger than 1,048,576 MiB|Is a directory"):
+        read_regular(path, 2**40)
+
+
+def test_a_file_of_the_limit_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"four")
+    assert read_regular(tmp_path / "file", 4) == b"four"
+    with pytest.raises(OSError, match="is larger than 0 MiB"):
+        read_regular(tmp_path / "file", 3)
+
+
+def test_no_reader_waits_for_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    readers = (read_image, read_xml, lambda path: list(read_lines(path)), lambda path: load_recipe(str(path)))
+    for reader in readers:
+        with pytest.raises(UserError) as caught:
+            reader(pipe)
+        assert str(pipe) in str(caught.value) and "\n" not in str(caught.value)
+    assert not len(read_log(pipe).steps)

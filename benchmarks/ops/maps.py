@@ -8,7 +8,7 @@ from i2c_fast import kernels
 
 from ..plain_tap import columns_of
 from ..sizes import Size
-from .problem import Outputs, Problem, bytes_of
+from .problem import Outputs, Problem, Provider, bytes_of
 
 
 def normalize_cam(size: Size, device: torch.device) -> Problem:
@@ -75,6 +75,18 @@ def label_cam(size: Size, device: torch.device) -> Problem:
     )  # fmt: skip
 
 
+def _autocast(provider: Provider) -> Provider:
+    """In the precision of x, as in a training step: otherwise a weight in fp32 would be multiplied in fp32."""
+
+    def call(x: Tensor, *others: Tensor) -> Outputs:
+        if x.dtype not in (torch.float16, torch.bfloat16) or x.is_meta:
+            return provider(x, *others)
+        with torch.autocast(x.device.type, x.dtype):
+            return provider(x, *others)
+
+    return call
+
+
 def pooled_head(size: Size, device: torch.device) -> Problem:
     inputs = _head_inputs(size, device)
     x, weight, bias, _ = inputs
@@ -97,7 +109,8 @@ def pooled_head(size: Size, device: torch.device) -> Problem:
 
     providers = {"loops": loops, "eager": eager, "fused": kernels.pooled_head}
     return Problem(
-        inputs, providers, kernels.pooled_head_reference,
+        inputs, {name: _autocast(call) for name, call in providers.items()}, _autocast(kernels.pooled_head_reference),
         bytes_of(x, weight, bias) + 4 * size.images * (size.pixels + size.classes), bytes_of(x) + 2 * bytes_of(weight),
-        to_compile=to_compile, linear=(size.images, size.head, size.classes),
+        to_compile=_autocast(to_compile), linear=(size.images, size.head, size.classes),
+        products=size.torch_dtype,
     )  # fmt: skip

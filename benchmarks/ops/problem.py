@@ -32,6 +32,7 @@ class Problem:
     truth_of: Callable[[Outputs], Provider] | None = None
     to_compile: Provider | None = None  # what one would write for a compiler, where that is not `eager`
     linear: tuple[int, int, int] | None = None  # [N, C] and [Y, C] that the op multiplies: its floor has that too
+    products: torch.dtype | None = None  # in which autocast multiplies them: it rounds the gradients
 
 
 @dataclass
@@ -81,7 +82,10 @@ def judged(problem: Problem, provider: str, outputs: Outputs, gradients: Outputs
     coarsest = None if is_ours(provider) else coarsest_of(*problem.inputs)
     names = [f"output {i}" for i in range(len(outputs))] + [f"gradient {i}" for i in range(len(gradients))]
     results = zip(names, (*outputs, *gradients), (*truth, *to_truth), (*plain, *to_plain), strict=True)
-    return {name: verdict(got, exact, rounded, coarsest) for name, got, exact, rounded in results}
+    return {
+        name: verdict(got, exact, rounded, coarsest, problem.products if name.startswith("gradient") else None)
+        for name, got, exact, rounded in results
+    }
 
 
 def _results(

@@ -1,5 +1,6 @@
 """The demo: generate images, train plain and I²C for equal steps from one start, compare them on new images."""
 
+import time
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -72,7 +73,7 @@ def run_demo(
     with world.together():
         if world.rank == 0:
             require_empty(folder, "--output")
-            console.print(NOTICE, highlight=False)
+            console.print(f"{NOTICE}\n1 of 4: generating images in {folder}", highlight=False)
             _generate(folder, seed)
     folder = world.gather(folder)[0]
     scores, test = _train_branches(folder, overrides, seed, threads, console, world)
@@ -89,13 +90,20 @@ def _train_branches(
 ) -> tuple[dict[str, Scores], ImageIndex]:
     """Scores of both on the test images, and these."""
     common = [*overrides, f"data.root={folder / TRAIN}", f"run.seed={seed}", f"run.threads={threads}"]
+    if world.rank == 0:
+        console.print("2 of 4: training the start of both branches", highlight=False)
+    started = time.monotonic()
     start_run(_config(*common, "stage1.epochs=0"), folder / "stage0", console, world=world)
+    stages = _config(*common).stages
+    # I²C takes longer than plain training, by a part that a small model on few pixels makes visible.
+    seconds = (time.monotonic() - started) * 2 * stages["stage1"].epochs / stages["stage0"].epochs
     start = f"model.init={checkpoints_of(folder / 'stage0')[-1]}"
     branches = {"plain": "stage1.method=cam", "i2c": "stage1.method=i2c"}
     scores: dict[str, Scores] = {}
-    for name, method in branches.items():
+    for number, (name, method) in enumerate(branches.items(), 3):
         if world.rank == 0:
-            console.print(f"{name}:", highlight=False)
+            left = f" (both branches: about {seconds:.0f} s)" if name == "plain" else ""
+            console.print(f"{number} of 4: training and scoring {name}{left}", highlight=False)
         start_run(_config(*common, start, "stage0.epochs=0", method), folder / name, console, world=world)
         scores[name], test = score_checkpoint(folder / name, [f"data.root={folder / TEST}"], console, world=world)
     return scores, test

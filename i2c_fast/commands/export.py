@@ -41,6 +41,7 @@ from ..errors import UserError
 from ..evaluation import PaperProtocol
 from ..files import write_bytes
 from ..models import Localizer
+from ..runtime import memory_errors
 from ..training import load_checkpoint, restore_predictor, stored_threshold
 
 EXAMPLE = """\
@@ -103,6 +104,7 @@ class Format(NamedTuple):
     packages: tuple[str, ...]  # of the extra `export`
 
 
+@memory_errors("close other programs, or export on a machine with more")
 def export_checkpoint(checkpoint: Path, output: Path, ema: bool | None = None) -> Export:
     """Write a checkpoint's model, after comparing what the file computes with what the model computes.
 

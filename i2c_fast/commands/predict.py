@@ -21,10 +21,11 @@ from ..evaluation import PaperProtocol
 from ..evaluation.boxes import Gray
 from ..files import write_json
 from ..report import draw_overlay, save_picture
-from ..runtime import Runtime, open_runtime
+from ..runtime import Runtime, memory_errors, open_runtime
 from ..training import load_checkpoint, restore_predictor, stored_threshold
 from ..training.loading import checkpoint_config, loading_of, settle_loader
 from ..training.logs import Meter
+from ..training.scoring import NOT_FINITE
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,15 @@ class Predictor:
             chosen = None if labels is None else [labels[number]]
             yield from self._localize(batch.images, [read_image(files[number])], chosen)
 
+    @memory_errors("take smaller images, or another --device")
     @torch.inference_mode()
     def _localize(self, inputs: Tensor, images: Sequence[Image], labels: Sequence[int] | None) -> list[Localization]:
         """What the model says of `inputs` [N, 3, S, S], which show `images`."""
         batch = inputs.to(self.runtime.device)
         with self.runtime.autocast():
             logits, maps = self.model.class_maps(batch)
+        if not logits.isfinite().all():
+            raise UserError(f"the checkpoint's model gives {NOT_FINITE}; take an earlier checkpoint")
         probabilities = logits.float().softmax(1)
         chosen = probabilities.argmax(1) if labels is None else torch.tensor(labels, device=batch.device)
         maps = maps[torch.arange(len(images)), chosen]
@@ -123,7 +127,8 @@ def open_predictor(
     say: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
     """Predictor of a checkpoint file or of a run folder's newest checkpoint."""
-    return Predictor(load_checkpoint(checkpoint), device, threshold, ema, say)
+    state = load_checkpoint(checkpoint, lambda text: say(f"warning: {text}"))
+    return Predictor(state, device, threshold, ema, say)
 
 
 def write_predictions(

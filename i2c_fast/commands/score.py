@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..data.layouts.wsolevaluation_lists import read_ids
 from ..errors import UserError, printable
-from ..evaluation import named_protocol, score_maps, score_masks
+from ..evaluation import PaperProtocol, WsolEvaluationProtocol, score_maps, score_masks
 from ..evaluation.saved_maps import open_maps
 from ..evaluation.score_maps import split_folder
 from ..training.logs import Meter
@@ -24,6 +24,7 @@ def score_saved_maps(
     *,
     split: str | None,
     protocol: str,
+    interval: float | None,
     resize: bool,
     threshold_from: str | None,
     predictions: Path | None,
@@ -34,10 +35,11 @@ def score_saved_maps(
 
     Args:
         threshold_from: another split, on which the best thresholds are chosen; `maps` holds its maps too.
-        protocol: its name. Other arguments as `score_maps` and `score_masks`.
+        protocol: its name. interval: between the thresholds of wsolevaluation; None: .001. Other arguments as
+            `score_maps` and `score_masks`.
 
     Returns:
-        ``Scores.summary`` or what `score_masks` returns, with the split.
+        ``Scores.summary`` or what `score_masks` returns, with the split and the interval between thresholds.
 
     Raises:
         UserError: options that do not fit together, and all that scoring raises.
@@ -46,6 +48,13 @@ def score_saved_maps(
     if threshold_from == scored:
         raise UserError(f"--threshold-from {scored} is the split that is scored; give another, or leave it out")
     standard = protocol == "wsolevaluation"
+    if interval is not None and not standard:
+        raise UserError("--interval is for --protocol wsolevaluation; leave one of them out")
+    try:
+        evaluator = WsolEvaluationProtocol() if interval is None else WsolEvaluationProtocol(interval)
+    except ValueError as error:
+        raise UserError(f"--interval: {error}") from None
+    facts = {"split": scored, "interval": evaluator.interval} if standard else {"split": scored}
     if masks is not None and (threshold_from or predictions or not standard):
         raise UserError("--masks gives PxAP alone; leave --threshold-from, --predictions and --protocol out")
     listed = {image for name in {scored, threshold_from or scored} for image in read_ids(split_folder(metadata, name))}
@@ -65,9 +74,10 @@ def score_saved_maps(
             )
 
     if masks is not None:
-        return {"split": scored, **metered(scored, partial(score_masks, maps, metadata, masks))}
-    judge = partial(score_maps, maps, metadata, protocol=named_protocol(protocol), predictions=predictions)
+        return {**facts, **metered(scored, partial(score_masks, maps, metadata, masks, protocol=evaluator))}
+    judge_by = evaluator if standard else PaperProtocol()
+    judge = partial(score_maps, maps, metadata, protocol=judge_by, predictions=predictions)
     if threshold_from is None:
-        return {"split": scored, **metered(scored, judge).summary()}
+        return {**facts, **metered(scored, judge).summary()}
     chooser = metered(threshold_from, judge)
-    return {"split": scored, **metered(scored, judge).summary(chooser, threshold_from)}
+    return {**facts, **metered(scored, judge).summary(chooser, threshold_from)}

@@ -29,7 +29,7 @@ from .batches import (
     unreadable_test_image,
 )
 from .dali_graph import Geometry, squares_of
-from .images import UnreadableImageError, looks_whole, read_image
+from .images import UnreadableImageError, has_bounded_end, looks_whole, read_image
 from .loader import Loading
 from .sampler import BatchPlan
 
@@ -112,7 +112,9 @@ class Pipelines:
         return source
 
     def _inputs(self, request: Request) -> tuple[Any, ...]:
-        paths = [np.frombuffer(bytes(self.files.file(image)), np.uint8) for image in request.images]
+        files = [self.files.file(image) for image in request.images]
+        # DALI would wait for a pipe for ever, and read any length: with a slash behind it, a file cannot be opened.
+        paths = [np.frombuffer(bytes(file) + b"/" * (not has_bounded_end(file)), np.uint8) for file in files]
         return (paths,) if request.crops is None else (paths, request.crops)
 
     def _pipeline(self, source: Callable[[], Any], batch_size: int) -> Any:

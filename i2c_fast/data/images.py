@@ -7,6 +7,7 @@ models notice when it changes: ``linear`` reads the four nearest pixels however 
 
 import os
 from pathlib import Path
+from stat import S_ISREG
 from typing import Literal
 
 # OpenCV refuses larger images before it decodes them, as Pillow does: no photograph has half a gigabyte of pixels.
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from ..errors import UserError
+from ..files import MIB, read_regular
 
 Flavor = Literal["linear", "antialias"]  # of resizing
 
@@ -27,6 +29,9 @@ Image = NDArray[np.uint8]
 # with the next.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # JPEG markers; in between a scan escapes every 0xff
+
+# Of a file: the largest image that is decoded has half of it, uncompressed.
+_LARGEST = 1024 * MIB
 
 # A strip one pixel high would need gigabytes at a short side of 256.
 MAX_ASPECT = 16
@@ -52,11 +57,20 @@ def read_image(path: Path) -> Image:
     Raises:
         UnreadableImageError: no such file, or not an image.
     """
+    return _decode(path, cv2.IMREAD_COLOR_RGB)
+
+
+def read_gray(path: Path) -> Image:
+    """Decode a file to gray, uint8 [H, W]: of a JPEG its luminance as stored; otherwise as `read_image`."""
+    return _decode(path, cv2.IMREAD_GRAYSCALE)
+
+
+def _decode(path: Path, kind: int) -> Image:
     data = read_file(path)
     if not data.startswith(_BEGINNINGS):
         raise UnreadableImageError(path, "is no JPEG, PNG, BMP, WebP or TIFF")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), kind | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise UnreadableImageError(path, " ".join(str(error).split())) from None
     if image is None:
@@ -68,10 +82,10 @@ def read_file(path: Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        UnreadableImageError: no such file, an empty one, or a JPEG that ends too early.
+        UnreadableImageError: no such file, no regular one, an empty or too large one, or a JPEG that ends too early.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, _LARGEST)
     except OSError as error:
         raise UnreadableImageError(path, error.strerror or str(error)) from None
     if not data:
@@ -81,6 +95,15 @@ def read_file(path: Path) -> bytes:
     if data.startswith(_BEGINNINGS[0]) and data.rfind(_END_OF_IMAGE) < max(data.rfind(_START_OF_SCAN), 0):
         raise UnreadableImageError(path, "is truncated: the JPEG ends before its end marker")
     return data
+
+
+def has_bounded_end(path: Path) -> bool:
+    """Whether the file is there, no pipe or device, and not too large: what `read_file` asks of it before it reads."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return False
+    return S_ISREG(facts.st_mode) and facts.st_size <= _LARGEST
 
 
 def looks_whole(beginning: bytes, end: bytes) -> bool:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,13 @@ Boxes = NDArray[np.float32]  # [b, 4]
 # A part of a path that is empty, "." or "..": it could climb out of the root, or give one image two names. A zero byte
 # ends a path for the operating system.
 _NOT_A_NAME = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|\0")
+
+
+class MaskPaths(NamedTuple):
+    """Files of an image's masks, relative to the folder of all masks."""
+
+    objects: tuple[str, ...]
+    ignore: str | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class ImageIndex:
     labels: NDArray[np.int64]  # [n]
     boxes: tuple[Boxes, ...]  # n arrays [b, 4]; b = 0 where none is known
     sizes: NDArray[np.int64] | None = None  # [n, 2] annotated width and height, 0 0 where not given; None: none given
+    masks: tuple[MaskPaths, ...] | None = None  # n; None: objects have no masks
+    mask_root: Path | None = None  # where the paths of masks start
 
     def __post_init__(self) -> None:
         if not self.paths:

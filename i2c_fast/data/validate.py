@@ -42,6 +42,7 @@ class ValidationReport:
     odd: list[Finding] = field(default_factory=list)  # readable, but not the plain image one expects
     outside: list[Finding] = field(default_factory=list)  # with a box outside the decoded image
     boxless: list[str] = field(default_factory=list)  # without a box, where one is expected
+    masks: list[Finding] = field(default_factory=list)  # with a mask that cannot be read or shows no object
 
 
 def validate(

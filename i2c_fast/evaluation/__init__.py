@@ -7,7 +7,7 @@ from .evaluate import BatchObserver, evaluate, unobserved
 from .failures import FAILURES, Outcome, outcome
 from .map_writer import require_empty, write_maps
 from .metric import LocalizationMetric
-from .pixels import PixelAveragePrecision, combine_masks
+from .pixels import PixelAveragePrecision, combine_masks, read_mask
 from .protocols import CONTOUR_IOUS, PaperProtocol, ScoringProtocol, Verdict, WsolEvaluationProtocol, named_protocol
 from .score_maps import score_maps, score_masks
 from .scores import LOCALIZATION_METRICS, Scores, accuracies, headline
@@ -38,6 +38,7 @@ __all__ = [
     "outcome",
     "paired_difference",
     "paired_differences",
+    "read_mask",
     "require_empty",
     "score_maps",
     "score_masks",

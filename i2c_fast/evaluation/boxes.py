@@ -1,6 +1,5 @@
 """Find the boxes of regions and contours in a gray map at every threshold, and compute how boxes overlap."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,29 +10,24 @@ Boxes = NDArray[np.int32]
 
 # Inclusive bounds of no pixel: width and height 0, so its overlap with any box is 0.
 EMPTY_BOX = (0, 0, -1, -1)
+ALL_LEVELS = np.arange(255)
 
 
-@dataclass(frozen=True)
-class Contours:
-    """What ``cv2.findContours(gray > t, RETR_TREE, CHAIN_APPROX_SIMPLE)`` finds at the thresholds t in 0…254.
+class Contours(NamedTuple):
+    """What ``cv2.findContours(gray > t, RETR_TREE, CHAIN_APPROX_SIMPLE)`` finds at some thresholds t.
 
     A contour runs through the outermost pixels of an 8-connected region, or through the pixels around a hole of it. Its
-    box is tight, with inclusive bounds.
+    box is tight, with inclusive bounds. Thresholds of equal masks share their contours.
     """
 
-    largest: Boxes  # [255, 4] that of largest `cv2.contourArea`, of equals OpenCV's first; `EMPTY_BOX` if there is none
-    states: NDArray[np.int32]  # [S, 8] as in `sweep`: all contours, with the thresholds at which each lasts
+    largest: Boxes  # [T, 4] that of largest `cv2.contourArea`, of equals OpenCV's first; `EMPTY_BOX` if there is none
+    boxes: Boxes  # [S, 4] of all contours, mask by mask; `EMPTY_BOX` for a mask without any
+    begins: NDArray[np.int64]  # [M] where the boxes of each mask begin
+    mask_of: NDArray[np.int64]  # [T] the mask of each threshold
 
-    @property
-    def boxes(self) -> Boxes:
-        """Boxes of all contours at all thresholds, int32 [S, 4]; those of equal regions at one threshold may repeat."""
-        return self.states[:, :4]
-
-    def best(self, values: NDArray[np.float64]) -> NDArray[np.intp]:
-        """Index in `boxes` of the highest of `values` [S] at each threshold, [255]; −1 where there is no contour."""
-        from .sweep import leaders
-
-        return np.asarray(leaders(self.states, values), np.intp)
+    def highest(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Highest of `values` [S], one a box, at each threshold, [T]."""
+        return np.maximum.reduceat(values, self.begins)[self.mask_of]
 
 
 def largest_region_boxes(gray: Gray, thresholds: NDArray[np.int64]) -> Boxes:
@@ -41,32 +35,34 @@ def largest_region_boxes(gray: Gray, thresholds: NDArray[np.int64]) -> Boxes:
 
     Args:
         gray: uint8 [H, W].
-        thresholds: [T] gray levels, 0…254.
+        thresholds: [T] gray levels, 0…254, in any order.
 
     Returns:
         int32 [T, 4] as x0, y0, x1, y1, inclusive; `EMPTY_BOX` where no pixel is above. Of equally large regions the one
         whose first pixel comes first in row-major order.
+
+    Raises:
+        TypeError: a map of another kind. ValueError: a threshold out of range.
     """
-    from .sweep import trace_regions  # late: numba takes seconds to load
+    from .sweep import trace  # late: numba takes seconds to load
 
-    return trace_regions(_checked(gray))[thresholds]
-
-
-def find_contours(gray: Gray) -> Contours:
-    """All contours of ``gray > t`` at every threshold t.
-
-    Args:
-        gray: uint8 [H, W].
-    """
-    from .sweep import trace_contours
-
-    return Contours(*trace_contours(_checked(gray)))
+    return trace(*_checked(gray, thresholds), False)[0]
 
 
-def _checked(gray: Gray) -> Gray:
+def find_contours(gray: Gray, thresholds: NDArray[np.int64] = ALL_LEVELS) -> Contours:
+    """All contours of ``gray > t`` at each threshold t; arguments and errors as `largest_region_boxes`."""
+    from .sweep import trace
+
+    return Contours(*trace(*_checked(gray, thresholds), True))
+
+
+def _checked(gray: Gray, thresholds: NDArray[np.int64]) -> tuple[Gray, NDArray[np.int64]]:
     if gray.dtype != np.uint8 or gray.ndim != 2:
         raise TypeError(f"expected a uint8 map [H, W], got {gray.dtype} {[*gray.shape]}")
-    return np.require(gray, requirements="W")  # the compiled functions take no read-only array
+    if len(thresholds) and not 0 <= thresholds.min() <= thresholds.max() <= 254:
+        raise ValueError(f"thresholds must be 0…254, got {thresholds.min()}…{thresholds.max()}")
+    # The compiled functions take no read-only array.
+    return np.require(gray, requirements="W"), np.array(thresholds, np.int64)
 
 
 class Overlaps(NamedTuple):

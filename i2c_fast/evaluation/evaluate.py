@@ -1,14 +1,19 @@
 """Run a model over a split: images → logits and the label's map → boxes → verdicts."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..data import BY_OPENCV, EvalBatches, Flavor, ImageIndex, Loading, eval_loader
+from ..errors import UserError
 from ..models import Localizer
 from ..runtime import Runtime
 from .metric import LocalizationMetric
+from .pixels import PixelAveragePrecision, read_mask
 from .protocols import ScoringProtocol
 from .scores import Scores
 
@@ -46,8 +51,13 @@ def evaluate(
         resize: the flavor the model was trained with.
         observe: sees what was computed of each batch of this rank, see `BatchObserver`.
 
+    Where the split has masks, the scores have their PxAP, by wsolevaluation's thresholds whatever the protocol.
+
     Over several ranks each takes every R-th batch, so that batches are the same for any number of them, and all get the
     scores of the whole split.
+
+    Raises:
+        UserError: a mask that cannot be read, or masks without any object.
     """
     # Ten crops are cut from an image 8/7 as large, as 224 is cut from 256.
     batches = EvalBatches(index, image_size, batch_size, round(image_size * 8 / 7) if ten_crop else 0, resize)
@@ -55,8 +65,9 @@ def evaluate(
     modes = [(module, module.training) for module in model.modules()]  # some may be frozen in evaluation mode
     model.eval()
     metric = LocalizationMetric(protocol, threads=max(1, workers), check=False)
+    pixels = PixelAveragePrecision()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), ThreadPoolExecutor(max(1, workers)) as pool:
             for batch in eval_loader(batches, workers, loading, range(world.rank, len(batches), world.size)):
                 labels = batch.labels.to(runtime.device)
                 with runtime.autocast():
@@ -66,11 +77,24 @@ def evaluate(
                         scores = ten_crop_scores(model, batch.enlarged.to(runtime.device), image_size)
                 boxes = [index.boxes[i] for i in batch.indices.tolist()]
                 metric.update(maps, scores, labels, boxes, batch.sizes, batch.indices)
+                if index.masks is not None:
+                    own = [index.masks[i] for i in batch.indices.tolist()]
+                    pixels.update(maps, list(pool.map(partial(read_mask, index.mask_root or index.root), own)))
                 observe(batch.indices, maps, scores)
-        return metric.scores() if world.alone else metric.gather(world.group)
+        found = metric.scores() if world.alone else metric.gather(world.group)
+        if index.masks is None:
+            return found
+        return replace(found, pxap=_pxap(pixels if world.alone else pixels.gather(world.group), index))
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _pxap(pixels: PixelAveragePrecision, index: ImageIndex) -> float:
+    try:
+        return pixels.compute()
+    except ValueError as error:
+        raise UserError(f"masks under {index.mask_root}: {error}") from None
 
 
 def ten_crop_scores(model: Localizer, images: Tensor, size: int) -> Tensor:

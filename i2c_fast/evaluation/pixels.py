@@ -1,12 +1,15 @@
 """PxAP: how well maps separate the pixels of objects from the others, for sets with masks (OpenImages)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
 
+from ..data import MaskPaths, read_gray
+from ..errors import UserError
 from .protocols import WsolEvaluationProtocol
 
 Mask = NDArray[np.uint8]
@@ -34,6 +37,7 @@ class PixelAveragePrecision:
         """Forget all images."""
         self._edges = np.append(self.protocol.fractions, 1.0)
         self._counts = np.zeros((2, len(self._edges)), np.int64)  # background and object, by rising bin
+        self._ignored = 0
 
     def update(self, maps: Tensor, masks: Sequence[Mask]) -> None:
         """Count the pixels of a batch.
@@ -54,16 +58,18 @@ class PixelAveragePrecision:
             bins = np.searchsorted(self._edges, normalized, side="right") - 1
             for kind in (BACKGROUND, OBJECT):
                 self._counts[kind] += np.bincount(bins[mask == kind], minlength=len(self._edges))
+            self._ignored += int((mask == IGNORED).sum())
 
     def compute(self) -> float:
         """PxAP in per cent.
 
         Raises:
-            ValueError: no pixel of an object was seen.
+            ValueError: no pixel of an object was seen, as where masks mean an object by 255.
         """
         false, true = self._counts[:, ::-1].cumsum(axis=1)
         if not true[-1]:
-            raise ValueError("no mask has a pixel of an object")
+            hint = f", {self._ignored} of 255 (ignored); make masks of 0 and 255 by combine_masks([mask])"
+            raise ValueError(f"no mask has a pixel of an object (1){hint if self._ignored else ''}")
         taken = true + false > 0
         precision = true[taken] / (true + false)[taken]
         gained = np.diff(true / true[-1], prepend=0)[taken]
@@ -78,6 +84,37 @@ class PixelAveragePrecision:
         if not np.array_equal(self._edges, other._edges):
             raise ValueError("pixels counted at other thresholds do not mix")
         self._counts += other._counts
+        self._ignored += other._ignored
+
+    def gather(self, group: distributed.ProcessGroup | None = None) -> "PixelAveragePrecision":
+        """The pixels of all ranks of a process group, the same on each; every rank has to call it.
+
+        An image that a sampler gave to two ranks counts twice.
+
+        Raises:
+            ValueError: ranks have other bins.
+        """
+        shards: list[PixelAveragePrecision] = [self] * distributed.get_world_size(group)
+        distributed.all_gather_object(shards, self, group)
+        total = PixelAveragePrecision(self.protocol)
+        for shard in shards:
+            total.merge_state(shard)
+        return total
+
+
+def read_mask(root: Path, paths: MaskPaths) -> Mask:
+    """One image's mask for `PixelAveragePrecision` from its files under `root`, decoded to gray.
+
+    Raises:
+        UserError: a file that is not under `root` or does not decode.
+    """
+
+    def read(path: str) -> Mask:
+        if not (root / path).resolve().is_relative_to(root.resolve()):
+            raise UserError(f"{root / path} leads out of {root}; copy the mask into the folder")
+        return read_gray(root / path)
+
+    return combine_masks([read(path) for path in paths.objects], None if paths.ignore is None else read(paths.ignore))
 
 
 def combine_masks(masks: Sequence[Mask], ignore: Mask | None = None, side: int = 224) -> Mask:
@@ -91,7 +128,15 @@ def combine_masks(masks: Sequence[Mask], ignore: Mask | None = None, side: int =
 
     Returns:
         uint8 [side, side] of 0, 1 and 255.
+
+    Raises:
+        ValueError: no mask, or one that is not [H, W].
     """
+    if not masks:
+        raise ValueError("expected at least one mask; where an image has no object, give one of zeros")
+    for mask in masks if ignore is None else [*masks, ignore]:
+        if mask.ndim != 2:
+            raise ValueError(f"expected masks [H, W], got {[*mask.shape]}")
     size = (side, side)
     found = np.any([cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST) > 0 for mask in masks], axis=0)
     combined = np.where(found, np.uint8(OBJECT), np.uint8(BACKGROUND))

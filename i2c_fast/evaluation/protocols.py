@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .boxes import EMPTY_BOX, Boxes, Contours, Gray, find_contours, highest_overlaps, largest_region_boxes
+from .boxes import Boxes, Contours, Gray, find_contours, highest_overlaps, largest_region_boxes
 
 Verdicts = NDArray[np.bool_]
 
@@ -119,12 +119,19 @@ class WsolEvaluationProtocol(ScoringProtocol):
        ≥ 0.5 (V2: that of any contour's box ≥ 0.3, 0.5, 0.7); widths and heights count +1.
 
     Attributes:
-        interval: between the thresholds t (``cam_curve_interval``).
+        interval: between the thresholds t (``cam_curve_interval``), 1e-6…1.
+
+    Raises:
+        ValueError: an interval out of range.
     """
 
     interval: float = 0.001
     name: ClassVar[str] = "wsolevaluation"
     side: ClassVar[int] = 224
+
+    def __post_init__(self) -> None:
+        if not 1e-6 <= self.interval <= 1:
+            raise ValueError(f"the interval between thresholds must be 1e-6…1, got {self.interval}")
 
     @property
     def fractions(self) -> NDArray[np.float64]:
@@ -158,12 +165,12 @@ class WsolEvaluationProtocol(ScoringProtocol):
         return (self.normalize(raw) * 255).astype(np.uint8)
 
     def boxes(self, contours: Contours) -> Boxes:
-        """MaxBoxAcc's box at each threshold of the grid, int32 [T, 4] (step 4)."""
-        return self._enlarged(contours.largest[self.thresholds])
+        """MaxBoxAcc's box at each threshold of `contours`, int32 [T, 4] (step 4)."""
+        return self._enlarged(contours.largest)
 
     def box_at(self, gray: Gray, threshold: int) -> Boxes:
         """MaxBoxAcc's box at one threshold, int32 [4] (step 4)."""
-        return self._enlarged(find_contours(gray).largest[[threshold]])[0]
+        return self._enlarged(find_contours(gray, np.array([threshold])).largest)[0]
 
     def to_map(self, gt_boxes: NDArray[np.float32], width: int, height: int) -> NDArray[np.floating]:
         """Boxes [B, 4] of an image of the given size → in pixels of the gray map, rounded down (step 5)."""
@@ -179,13 +186,10 @@ class WsolEvaluationProtocol(ScoringProtocol):
         grid = len(self.thresholds)
         if not len(gt_boxes):
             return Verdict(np.zeros(grid, np.bool_), np.zeros((len(CONTOUR_IOUS), grid), np.bool_))
-        scaled = self.to_map(gt_boxes, width, height)
-        contours = find_contours(self.gray_map(raw, width, height))
-        largest = highest_overlaps(self.boxes(contours), scaled)
-        # The last row stands for no contour: `best` gives −1 there.
-        everywhere = self._enlarged(np.concatenate([contours.boxes, np.array([EMPTY_BOX], np.int32)]))
-        overlaps = highest_overlaps(everywhere, scaled)
-        best = overlaps[contours.best(overlaps[:-1])][self.thresholds]
+        contours = find_contours(self.gray_map(raw, width, height), self.thresholds)
+        boxes = self._enlarged(np.concatenate([contours.largest, contours.boxes]))
+        overlaps = highest_overlaps(boxes, self.to_map(gt_boxes, width, height))
+        largest, best = overlaps[:grid], contours.highest(overlaps[grid:])
         return Verdict(largest >= 0.5, best >= np.array(CONTOUR_IOUS)[:, None])
 
     def _enlarged(self, boxes: Boxes) -> Boxes:
@@ -199,7 +203,10 @@ def _min_max(values: NDArray[Any]) -> NDArray[np.floating]:
     low, high = values.min(), values.max()
     with np.errstate(over="ignore", invalid="ignore"):
         span = high - low
-    return (values - low) / span if np.isfinite(span) and span != 0 else np.zeros(values.shape)
+    if not np.isfinite(span) or span == 0:
+        return np.zeros(values.shape)
+    shifted = values - low
+    return np.divide(shifted, span, out=shifted)
 
 
 def named_protocol(name: str, threshold_step: int = 1) -> ScoringProtocol:

@@ -7,16 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
-import numpy as np
 import torch
 
-from ..data import read_image
 from ..data.layouts import wsolevaluation_lists as lists
 from ..data.layouts.annotations import look_up
 from ..errors import UserError
 from .metric import LocalizationMetric
-from .pixels import Mask, PixelAveragePrecision, combine_masks
+from .pixels import PixelAveragePrecision, read_mask
 from .predictions import read_ranks
 from .protocols import ScoringProtocol, WsolEvaluationProtocol
 from .saved_maps import MAX_PIXELS, Map, open_maps, require_maps
@@ -85,6 +82,7 @@ def score_masks(
     metadata: Path,
     masks: Path,
     split: str | None = None,
+    protocol: WsolEvaluationProtocol | None = None,
     *,
     resize: bool = False,
     threads: int | None = None,
@@ -94,7 +92,8 @@ def score_masks(
     """PxAP of saved maps by the masks of a split, as `PixelAveragePrecision` has it.
 
     Args:
-        masks: folder where the paths of the masks start; other arguments as `score_maps`.
+        masks: folder where the paths of the masks start. protocol: its interval parts the pixels. Other arguments as
+            `score_maps`.
 
     Returns:
         ``protocol``, ``images``, and ``pxap`` in per cent; ready for JSON.
@@ -102,9 +101,9 @@ def score_masks(
     Raises:
         UserError: as `score_maps`, a mask that cannot be read, or masks without any object.
     """
-    folder, protocol = split_folder(metadata, split), WsolEvaluationProtocol()
+    folder, protocol = split_folder(metadata, split), WsolEvaluationProtocol() if protocol is None else protocol
     ids = lists.read_ids(folder)
-    paths = lists.read_masks(folder, ids)
+    paths = lists.read_masks(folder, ids, "boxes need no --masks")
     saved = open_maps(maps)
     require_maps(saved, ids, maps)
 
@@ -146,17 +145,6 @@ def split_folder(metadata: Path, split: str | None) -> Path:
     wanted = ("test", "val") if split is None else (split,)
     folder = lists.find_metadata(metadata, wanted, "--metadata")
     return next(folder / name for name in wanted if (folder / name).is_dir())
-
-
-def read_mask(root: Path, paths: lists.MaskPaths) -> Mask:
-    """One image's mask for `PixelAveragePrecision` from its files under `root`."""
-
-    def read(path: str) -> Mask:
-        if not (root / path).resolve().is_relative_to(root.resolve()):
-            raise UserError(f"{root / path} leads out of {root}; copy the mask into the folder")
-        return np.asarray(cv2.cvtColor(read_image(root / path), cv2.COLOR_RGB2GRAY), np.uint8)
-
-    return combine_masks([read(path) for path in paths.objects], None if paths.ignore is None else read(paths.ignore))
 
 
 def in_order(function: Callable[[Item], Result], items: Sequence[Item], threads: int | None = None) -> Iterator[Result]:

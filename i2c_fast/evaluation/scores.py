@@ -28,6 +28,7 @@ class Scores:
     hits: NDArray[np.bool_]  # [n, T] box from the label's map right; False without a ground-truth box
     contour_hits: NDArray[np.bool_] | None = None  # [n, 3, T] any contour's box right at CONTOUR_IOUS, if judged
     indices: NDArray[np.int64] | None = None  # [n] in the split, all different; None: not known
+    pxap: float | None = None  # pixel average precision of the whole split in per cent, where it has masks
 
     @staticmethod
     def merge(shards: "Sequence[Scores]", repeats: bool = False) -> "Scores":
@@ -116,8 +117,8 @@ class Scores:
         """All errors in per cent, ready for JSON.
 
         Each localization metric is given at its own best threshold and at Gt-known's; without ranks Gt-known is the
-        only one, and there are no classification errors. The protocol wsolevaluation adds
-        its MaxBoxAcc, and MaxBoxAccV2 with the accuracy at each IoU's own best threshold; these are accuracies.
+        only one, and there are no classification errors. Masks give PxAP instead. The protocol wsolevaluation adds its
+        MaxBoxAcc, and MaxBoxAccV2 with the accuracy at each IoU's own best threshold; these are accuracies.
 
         Args:
             thresholds_from: scores of another split, by the same protocol, whose best thresholds are taken. Without,
@@ -136,6 +137,8 @@ class Scores:
         }
         if self.ranks is not None:
             result |= {f"cls_top{top}": self.classification_error(top) for top in (1, 5)}
+        if self.pxap is not None:
+            result["pxap"] = self.pxap
         if not self.boxed.any():
             return result
         if not chooser.boxed.any():
@@ -197,6 +200,8 @@ def headline(summary: dict[str, Any]) -> str:
     line = "error %: " + "  ".join(parts)
     if "max_box_acc_v2" in summary:
         line += f"  accuracy %: MaxBoxAccV2 {summary['max_box_acc_v2']['accuracy']:.2f}"
+    if "pxap" in summary:
+        line += f"  accuracy %: PxAP {summary['pxap']:.2f}"
     return line
 
 

@@ -1,8 +1,13 @@
-"""Find every region at every threshold in one compiled union–find sweep over a gray map.
+"""Find every region of a gray map at many thresholds, in compiled code.
 
-Pixels enter from the brightest to the darkest. Each either starts a region, or joins one, or joins several together. So
-the regions of all 255 masks ``gray > t`` come out of one pass: what a region is between two changes is a *state*, with
-the thresholds at which it lasts. One compiled call turns a map into boxes and releases the interpreter lock.
+A mask ``gray > t`` is a list of runs: stretches of rows above the threshold, with gaps between them. Runs that touch
+join into regions; gaps that touch join into holes, or into the frame around the map. Pixels are numbered row by row,
+with two more of padding at each row's end: so one step moves a run onto the row below it, and the gaps around the ends
+of rows are parts of the frame.
+
+One scan of the map finds the runs of all masks. A run ends where two neighbors lie on both sides of a threshold, so the
+work grows with the number of thresholds and with the roughness of the map. The compiled call releases the interpreter
+lock.
 
 Import this module late: it loads numba, which takes longer than the package. All that is compiled stays in this file:
 numba's cache on disk notices no change in another.
@@ -17,56 +22,16 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
+Longs = NDArray[np.int64]
+Counts = NDArray[
+    np.uint32
+]  # what counts or is an index: numba asks of signed ones, each time, whether they are negative
 
-# The eight neighbors of a pixel as (dx, dy), once around; bit i of a neighborhood says that neighbor i is already in.
-RING = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))
-EAST, SOUTH, WEST, NORTH = 0b1000_0011, 0b0000_1110, 0b0011_1000, 0b1110_0000  # three neighbors on a side
+ZERO, ONE = np.uint32(0), np.uint32(1)
 
-# Columns of a state. Box and first pixel are in the frame of the padded map: one pixel more to the left and the top.
-X0, Y0, X1, Y1, SIZE, FIRST = 0, 1, 2, 3, 4, 5
-LOW, HIGH = 6, 7  # the thresholds at which it lasts, inclusive
-# A region that still grows has in those columns the gray level of its last change, and its parent in the union–find.
-SINCE, PARENT = 6, 7
-
-
-def _around(neighborhood: int) -> list[int]:
-    return [i for i in range(8) if neighborhood >> i & 1]
-
-
-def _joined(neighborhood: int, connectivity: int) -> list[int]:
-    """One neighbor of each group that is connected even without the pixel in the middle."""
-    groups: list[set[int]] = []
-    for i in _around(neighborhood):
-        x, y = RING[i]
-        steps = [(j, abs(x - RING[j][0]), abs(y - RING[j][1])) for j in _around(neighborhood)]
-        near = {j for j, dx, dy in steps if (max(dx, dy) if connectivity == 8 else dx + dy) <= 1}
-        touched = [group for group in groups if group & near]
-        groups = [group for group in groups if not group & near] + [near.union(*touched)]
-    touching = set(range(0, 8, 1 if connectivity == 8 else 2))
-    return [min(group & touching) for group in groups if group & touching]
-
-
-def _joined_table(connectivity: int) -> Bytes:
-    table = np.zeros((256, 5), np.uint8)
-    for neighborhood in range(256):
-        joined = _joined(neighborhood, connectivity)
-        table[neighborhood, : len(joined) + 1] = len(joined), *joined
-    return table
-
-
-def _quads_filled(neighborhood: int) -> int:
-    """Of the four 2 x 2 quads at a pixel, those that it makes three or four pixels full."""
-    quads = ({0, 1, 2}, {2, 3, 4}, {4, 5, 6}, {6, 7, 0})
-    return sum(len(quad & set(_around(neighborhood))) >= 2 for quad in quads)
-
-
-# By neighborhood: how many groups a pixel joins, then a neighbor of each.
-EIGHT, FOUR = _joined_table(8), _joined_table(4)
-# By neighborhood: what a pixel adds to a region's size. The polygon through the outermost pixels of a region without
-# holes covers its full quads, and half of those with three pixels: in halves, one for the third pixel, one more for the
-# fourth.
-PIXELS = np.ones(256, np.int32)
-POLYGON = np.array([_quads_filled(neighborhood) for neighborhood in range(256)], np.int32)
+# Columns of a region: its box, how many pixels it has, and twice the area of the polygon through its outermost pixels,
+# less that of its holes: a full 2 x 2 quad of pixels counts 2, one with three pixels 1.
+X0, Y0, X1, Y1, PIXELS, POLYGON = 0, 1, 2, 3, 4, 5
 
 
 def compiled(signature: str | list[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -83,259 +48,235 @@ def compiled(signature: str | list[str]) -> Callable[[Callable[..., Any]], Calla
 
 
 @numba.njit
-def _padded(gray: Bytes, inverted: bool) -> Bytes:
-    """Zeros around a map, or around 255 − map."""
+def _masks(gray: Bytes, thresholds: Longs) -> tuple[Longs, Bytes, Longs]:
+    """Number the different masks ``gray > t`` by rising threshold.
+
+    Returns:
+        the mask of each threshold [T]; in how many masks each pixel is, uint8 [H, W], those of the lowest numbers; and
+        how many runs each mask has.
+    """
     height, width = gray.shape
-    padded = np.zeros((height + 2, width + 2), np.uint8)
+    present, asked = np.zeros(256, np.bool_), np.zeros(256, np.bool_)
     for y in range(height):
         for x in range(width):
-            padded[y + 1, x + 1] = np.uint8(255) - gray[y, x] if inverted else gray[y, x]
-    return padded
+            present[gray[y, x]] = True
+    for threshold in thresholds:
+        asked[threshold] = True
+    rank_of, mask_of = np.zeros(256, np.uint8), np.zeros(256, np.int64)
+    count, differs = 0, True
+    for value in range(256):
+        rank_of[value] = count
+        differs |= present[value]
+        if asked[value]:
+            if differs:
+                count, differs = count + 1, False
+            mask_of[value] = count - 1
+    ranks, runs = np.empty((height, width), np.uint8), np.zeros(256, np.int64)
+    for y in range(height):
+        before = 0
+        for x in range(width):
+            rank = ranks[y, x] = rank_of[gray[y, x]]
+            if rank > before:
+                runs[before] += 1
+                runs[rank] -= 1
+            before = rank
+    return mask_of[thresholds], ranks, np.cumsum(runs)[:count]
 
 
 @numba.njit
-def _neighborhoods(padded: Bytes, frame: bool) -> Bytes:
-    """uint8 [H + 2, W + 2]: which neighbors enter before each pixel; equally bright ones enter in row-major order."""
-    height, width = padded.shape[0] - 2, padded.shape[1] - 2
-    found = np.zeros(padded.shape, np.uint8)
-    for y in range(1, height + 1):
-        up, row, down, out = padded[y - 1], padded[y], padded[y + 1], found[y]
-        for x in range(1, width + 1):  # in this form LLVM does 32 pixels at a time
-            value = row[x]
-            out[x] = (
-                np.uint8(row[x + 1] > value)
-                | np.uint8(down[x + 1] > value) << 1
-                | np.uint8(down[x] > value) << 2
-                | np.uint8(down[x - 1] > value) << 3
-                | np.uint8(row[x - 1] >= value) << 4
-                | np.uint8(up[x - 1] >= value) << 5
-                | np.uint8(up[x] >= value) << 6
-                | np.uint8(up[x + 1] >= value) << 7
-            )
-    if frame:
-        for x in range(1, width + 1):
-            found[1, x] |= np.uint8(NORTH)
-            found[height, x] |= np.uint8(SOUTH)
-        for y in range(1, height + 1):
-            found[y, 1] |= np.uint8(WEST)
-            found[y, width] |= np.uint8(EAST)
-    return found
+def _find_runs(ranks: Bytes, first: int, last: int, at: Longs, starts: Ints, ends: Ints) -> None:
+    """Write down where the runs of the masks `first` … `last` − 1 start and, exclusive, end.
+
+    Args:
+        at: for each mask, where its first start and the end before it, that of the frame, go.
+    """
+    height, width = ranks.shape
+    row = np.empty(width + 2, np.int32)
+    row[0] = row[width + 1] = first
+    changes, place = np.empty(width + 1, np.uint32), at.astype(np.uint32)
+    for y in range(height):
+        for x in range(width):
+            row[x + 1] = min(max(np.int32(ranks[y, x]), np.int32(first)), np.int32(last))
+        count = ZERO
+        for x in range(width + 1):  # without a branch, which no processor would foresee
+            changes[count] = x
+            count += np.uint32(row[x] != row[x + 1])
+        for i in range(count):
+            x = changes[i]
+            before, rank, pixel = row[x], row[x + ONE], y * (width + 2) + x
+            if before < rank:
+                for mask in range(np.uint32(before), np.uint32(rank)):
+                    starts[place[mask]] = pixel
+            else:
+                for mask in range(np.uint32(rank), np.uint32(before)):
+                    place[mask] += ONE
+                    ends[place[mask]] = pixel
 
 
 @numba.njit
-def _brightest_first(padded: Bytes) -> tuple[Ints, Ints]:
-    """Pixels by falling value and row-major order, and the end of each value's run among them, int32 [256]."""
-    height, width = padded.shape[0] - 2, padded.shape[1] - 2
-    ends = np.zeros(256, np.int32)
-    for y in range(1, height + 1):
-        for x in range(1, width + 1):
-            ends[padded[y, x]] += 1
-    total = 0
-    for value in range(255, -1, -1):
-        total, ends[value] = total + ends[value], total
-    order = np.empty(total, np.int32)
-    for y in range(1, height + 1):
-        for x in range(1, width + 1):
-            value = padded[y, x]
-            order[ends[value]] = y * (width + 2) + x
-            ends[value] += 1
-    return order, ends
-
-
-@numba.njit
-def _root(regions: Ints, region: int) -> int:
-    while regions[region, PARENT] != region:
-        regions[region, PARENT] = regions[regions[region, PARENT], PARENT]
-        region = regions[region, PARENT]
+def _root(parents: Counts, region: int) -> int:
+    while parents[region] != region:
+        parents[region] = parents[parents[region]]
+        region = parents[region]
     return region
 
 
-@numba.njit(inline="always")  # left to LLVM it stays a call, and the sweep takes three times as long
-def _close_state(regions: Ints, region: int, value: int, states: Ints, count: int) -> int:
-    """Write down what a region was down to `value`; returns the count of states."""
-    since = regions[region, SINCE]
-    if since <= value:
-        return count
-    for column in (X0, Y0, X1, Y1, SIZE, FIRST):
-        states[count, column] = regions[region, column]
-    states[count, LOW], states[count, HIGH] = value, since - 1
-    regions[region, SINCE] = value
-    return count + 1
-
-
 @numba.njit
-def _grow(regions: Ints, region: int, x0: int, y0: int, x1: int, y1: int, size: int, first: int) -> None:
-    regions[region, X0] = min(regions[region, X0], x0)
-    regions[region, Y0] = min(regions[region, Y0], y0)
-    regions[region, X1] = max(regions[region, X1], x1)
-    regions[region, Y1] = max(regions[region, Y1], y1)
-    regions[region, SIZE] += size
-    regions[region, FIRST] = min(regions[region, FIRST], first)
-
-
-@numba.njit
-def _sweep(padded: Bytes, joined: Bytes, sizes: Ints, frame: bool) -> tuple[Ints, Ints, Ints]:
-    """States of all regions of ``padded > t`` for t in 0…254.
+def _join(
+    starts: Ints, ends: Ints, step: int, reach: int, entered: Counts, parents: Counts, regions: Ints
+) -> tuple[Any, bool]:
+    """Join runs, which come in the order of their pixels, into regions.
 
     Args:
-        padded: uint8 [H + 2, W + 2], zeros around the map.
-        joined: `EIGHT` or `FOUR`, the connectivity. sizes: `PIXELS` or `POLYGON`, what a region's size is.
-        frame: whether the padding is a region of its own, number 0, that is there from the start.
+        step: pixels from a row to the next. reach: 1 joins runs whose corners touch (8-connected), 0 does not.
+        entered: gets the region that each run entered. parents: get the region that each one joined, or itself; of two
+            the one that started first goes on. regions: get what each is, see `X0`.
 
     Returns:
-        states int32 [S, 8]; the number of the region that each pixel entered, int32 [(H + 2)·(W + 2)]; and each merger
-        in its order, int32 [M, 3]: the region that ended, the one that went on (always the frame, if it is one of
-        them), and the gray level.
+        how many regions there are, and whether some run joined a region to itself, around a hole.
     """
-    height, width = padded.shape[0] - 2, padded.shape[1] - 2
-    stride = np.int32(width + 2)
-    steps = np.array([dy * (width + 2) + dx for dx, dy in RING], np.int32)
-    neighborhoods = _neighborhoods(padded, frame).ravel()
-    order, ends = _brightest_first(padded)
-    entered = np.zeros(padded.size, np.int32)
-    # No two regions start side by side, and each state starts with a pixel; memory never written to costs nothing.
-    regions = np.empty((height * width // 2 + 2, 8), np.int32)
-    states = np.empty((height * width + 1, 8), np.int32)
-    mergers = np.empty((height * width // 2 + 2, 3), np.int32)
-    region_count = state_count = merger_count = 0
-    if frame:
-        regions[0, :] = 0
-        regions[0, X1], regions[0, Y1], regions[0, SINCE] = width + 1, height + 1, 255
-        region_count = 1
-    at = 0
-    for value in range(255, 0, -1):
-        while at < ends[value]:
-            pixel = order[at]
-            at += 1
-            neighborhood = neighborhoods[pixel]
-            y = pixel // stride
-            x = pixel - y * stride
-            size = sizes[neighborhood]
-            groups = joined[neighborhood, 0]
-            if groups == 0:
-                region = region_count
-                regions[region, X0] = regions[region, X1] = x
-                regions[region, Y0] = regions[region, Y1] = y
-                regions[region, SIZE], regions[region, FIRST] = size, pixel
-                regions[region, SINCE], regions[region, PARENT] = value, region
-                region_count += 1
+    count, holed, near, rows = ZERO, False, ZERO, 1 / step
+    for run in range(np.uint32(len(starts))):
+        start, end = starts[run], ends[run]
+        y = int((start + 0.5) * rows)  # start // step, which takes longer
+        while ends[near] + step + reach <= start:
+            near += ONE
+        region, polygon, above = count, 0, near
+        while above < run and starts[above] + step < end + reach:
+            left, right = starts[above] + step, ends[above] + step
+            shared = min(right, end) - max(left, start)
+            if shared > 0:
+                polygon += 2 * (shared - 1) + (left != start) + (right != end)
+            other = np.uint32(_root(parents, entered[above]))
+            above += ONE
+            if region == count:
+                region = other
+            elif other == region:
+                holed = True
             else:
-                region = _root(regions, entered[pixel + steps[joined[neighborhood, 1]]])
-                state_count = _close_state(regions, region, value, states, state_count)
-                for group in range(2, groups + 1):
-                    other = _root(regions, entered[pixel + steps[joined[neighborhood, group]]])
-                    if other == region:
-                        continue
-                    state_count = _close_state(regions, other, value, states, state_count)
-                    region, other = min(region, other), max(region, other)
-                    regions[other, PARENT] = region
-                    mergers[merger_count, 0], mergers[merger_count, 1] = other, region
-                    mergers[merger_count, 2] = value
-                    merger_count += 1
-                    x0, y0, x1, y1, other_size, first = regions[other, :SINCE]
-                    _grow(regions, region, x0, y0, x1, y1, other_size, first)
-                _grow(regions, region, x, y, x, y, size, pixel)
-            entered[pixel] = region
-    for region in range(region_count):
-        if regions[region, PARENT] == region:
-            state_count = _close_state(regions, region, 0, states, state_count)
-    return states[:state_count], entered, mergers[:merger_count]
+                region, other = min(region, other), max(region, other)
+                parents[other] = region
+                whole, part = regions[region], regions[other]
+                whole[X0], whole[X1] = min(whole[X0], part[X0]), max(whole[X1], part[X1])
+                whole[PIXELS] += part[PIXELS]
+                whole[POLYGON] += part[POLYGON]
+        if above > near:
+            near = above - ONE
+        x0, x1, grown = start - y * step, end - 1 - y * step, regions[region]
+        if region == count:
+            parents[region] = region
+            count += ONE
+            grown[X0], grown[Y0], grown[X1], grown[PIXELS], grown[POLYGON] = x0, y, x1, 0, 0
+        grown[X0], grown[X1], grown[Y1] = min(grown[X0], x0), max(grown[X1], x1), y
+        grown[PIXELS] += end - start
+        grown[POLYGON] += polygon
+        entered[run] = region
+    return np.int64(count), holed
 
 
 @numba.njit
-def _filled(padded: Bytes, entered: Ints, mergers: Ints) -> Bytes:
-    """Lower every pixel to the brightest level at which it is connected to the frame; the rest becomes 0.
-
-    Args:
-        padded: the map of a sweep with a frame. entered, mergers: its results.
-
-    Returns:
-        uint8, padded as the map.
-    """
-    reach = np.zeros(padded.size // 2, np.uint8)  # of each region, as many as there can be
-    reach[0] = 255
-    # The last mergers first: when a region's own merger comes up, it is known how the one that went on fares.
-    for i in range(len(mergers) - 1, -1, -1):
-        ended, survivor, value = mergers[i]
-        reach[ended] = value if survivor == 0 else reach[survivor]
-    height, width = padded.shape
-    filled = np.zeros((height, width), np.uint8)
-    for y in range(1, height - 1):
-        for x in range(1, width - 1):
-            filled[y, x] = min(padded[y, x], reach[entered[y * width + x]])
-    return filled
+def _largest(parents: Counts, regions: Ints, count: int, size: int, last_wins: bool) -> int:
+    """The region whose column `size` is largest, of equal ones the first or the last; −1 if there is none."""
+    found = -1
+    for region in range(count):
+        if parents[region] == region and (found < 0 or regions[region, size] >= regions[found, size] + (not last_wins)):
+            found = region
+    return found
 
 
 @numba.njit
-def _largest(states: Ints, first_wins: bool) -> Ints:
-    """Box of the largest region at each threshold, int32 [255, 4]; `EMPTY_BOX` where there is none."""
-    boxes = np.empty((255, 4), np.int32)
-    boxes[:, :2], boxes[:, 2:] = 0, -1
-    sizes, firsts = np.full(255, -1, np.int32), np.zeros(255, np.int32)
-    for state in states:
-        for threshold in range(state[LOW], state[HIGH] + 1):
-            size, first = sizes[threshold], firsts[threshold]
-            earlier = state[FIRST] < first
-            if state[SIZE] > size or (state[SIZE] == size and earlier == first_wins):
-                sizes[threshold], firsts[threshold] = state[SIZE], state[FIRST]
-                for side in range(4):
-                    boxes[threshold, side] = state[side] - 1  # out of the padded map's frame
-    return boxes
+def _exceeds_all(found: int, parents: Counts, regions: Ints, count: int) -> bool:
+    """Whether the polygon of a region, holes left out, is larger than the boxes around those of all others."""
+    for region in range(count):
+        x0, y0, x1, y1 = regions[region, :PIXELS]
+        if region != found and parents[region] == region and 2 * (x1 - x0) * (y1 - y0) >= regions[found, POLYGON]:
+            return False
+    return True
 
 
 @numba.njit
-def _outlines(regions: Ints, holes: Ints, height: int, width: int) -> Ints:
-    """States of all contours: those of the regions, and those of the dark regions, swept as 255 − map, grown by one."""
-    contours = np.empty((len(regions) + len(holes), 8), np.int32)
+def _fill_holes(starts: Ints, ends: Ints, entered: Counts, parents: Counts) -> int:
+    """Join the runs on both sides of each gap that is not the frame's, in place; returns how many runs there are."""
     count = 0
-    for state in regions:
-        contours[count] = state
-        contours[count, :4] -= 1  # out of the padded map's frame
-        count += 1
-    for state in holes:
-        if state[X0] > 1 and state[Y0] > 1 and state[X1] < width and state[Y1] < height:
-            contours[count] = state
-            contours[count, :2] -= 2
-            # 255 − map > s is what map > 254 − s leaves out.
-            contours[count, LOW], contours[count, HIGH] = 254 - state[HIGH], 254 - state[LOW]
+    for run in range(len(starts)):
+        if _root(parents, entered[run]):  # of the gap before it; the frame is region 0
+            ends[count - 1] = ends[run]
+        else:
+            starts[count], ends[count] = starts[run], ends[run]
             count += 1
-    return contours[:count].copy()
+    return count
 
 
-@compiled("int32[:, ::1](uint8[:, :])")
-def trace_regions(gray: Bytes) -> Ints:
-    """Box of the largest region at each threshold, int32 [255, 4], of a uint8 [H, W] of any strides."""
-    return _largest(_sweep(_padded(gray, False), EIGHT, PIXELS, False)[0], True)
-
-
-@compiled("Tuple((int32[:, ::1], int32[:, ::1]))(uint8[:, :])")
-def trace_contours(gray: Bytes) -> tuple[Ints, Ints]:
-    """See `boxes.find_contours`: ``largest`` and ``states``.
+@compiled("Tuple((int32[:, ::1], int32[:, ::1], int64[::1], int64[::1]))(uint8[:, :], int64[::1], boolean)")
+def trace(gray: Bytes, thresholds: Longs, contours: bool) -> tuple[Ints, Ints, Longs, Longs]:
+    """The fields of `boxes.Contours`; without `contours` ``largest`` is that of `boxes.largest_region_boxes`.
 
     Holes are the 4-connected dark regions that do not reach the border; their contours' boxes are theirs, grown by a
     pixel. A contour's area is that of its region with all holes filled, and such regions lie side by side. So the
-    largest is found in the map whose dark spots are filled up to the level at which they spill over the border, and of
-    equal ones OpenCV, which lists siblings from the bottom to the top, meets the one that starts last.
+    largest is found with the holes filled, and of equal ones OpenCV, which lists siblings from the bottom to the top,
+    meets the one that starts last.
+
+    Args:
+        gray: uint8 [H, W] of any strides. thresholds: [T] of 0…254.
     """
+    mask_of, ranks, counts = _masks(gray, thresholds)
     height, width = gray.shape
-    dark = _padded(gray, True)
-    holes, entered, mergers = _sweep(dark, FOUR, PIXELS, True)
-    shallow = _filled(dark, entered, mergers)
-    solid = _padded(shallow[1:-1, 1:-1], True)
-    largest = _largest(_sweep(solid, EIGHT, POLYGON, False)[0], False)
-    regions = _sweep(_padded(gray, False), EIGHT, PIXELS, False)[0]
-    return largest, _outlines(regions, holes, height, width)
-
-
-@compiled("int32[::1](int32[:, ::1], float64[::1])")
-def leaders(states: Ints, values: NDArray[np.float64]) -> Ints:
-    """See `boxes.Contours.best`."""
-    found = np.full(255, -1, np.int32)
-    for i in range(len(states)):
-        for threshold in range(states[i, LOW], states[i, HIGH] + 1):
-            if found[threshold] < 0 or values[i] > values[found[threshold]]:
-                found[threshold] = i
-    return found
+    step = width + 2
+    most = max(counts.max() if len(counts) else 0, 0) + 1
+    entered, parents, regions = np.empty(most, np.uint32), np.empty(most, np.uint32), np.empty((most, 6), np.int32)
+    gap_entered, gap_parents, gap_regions = np.empty_like(entered), np.empty_like(parents), np.empty_like(regions)
+    largest, begins = np.empty((len(counts), 4), np.int32), np.empty(len(counts), np.int64)
+    boxes, box_count = np.empty((1024 if contours else 0, 4), np.int32), 0
+    first = 0
+    while first < len(counts):
+        # As many masks at a time as have two runs a pixel together, so that memory stays bounded.
+        last, total = first + 1, counts[first] + 1
+        while last < len(counts) and total + counts[last] < 2 * gray.size:
+            total += counts[last] + 1
+            last += 1
+        at = np.zeros(len(counts), np.int64)
+        at[first + 1 : last] = np.cumsum(counts[first : last - 1] + 1)
+        run_starts, run_ends = np.empty(total, np.int32), np.empty(total, np.int32)
+        _find_runs(ranks, first, last, at, run_starts, run_ends)
+        for mask in range(first, last):
+            count, offset = counts[mask], at[mask]
+            # The frame begins a row above the map and ends a row below it; gap i lies before run i.
+            run_ends[offset], run_starts[offset + count] = -step, (height + 1) * step
+            gap_starts, gap_ends = run_ends[offset : offset + count + 1], run_starts[offset : offset + count + 1]
+            starts, ends = gap_ends[:-1], gap_starts[1:]
+            found, holed = _join(starts, ends, step, 1, entered, parents, regions)
+            chosen = _largest(parents, regions, found, POLYGON if contours else PIXELS, contours)
+            largest[mask, :2], largest[mask, 2:] = 0, -1
+            if chosen >= 0:
+                largest[mask] = regions[chosen, :PIXELS]
+            if not contours:
+                continue
+            begins[mask] = box_count
+            if box_count + 2 * count + 2 > len(boxes):
+                grown = np.empty((2 * len(boxes) + 2 * count + 2, 4), np.int32)
+                grown[:box_count] = boxes[:box_count]
+                boxes = grown
+            if not found:
+                boxes[box_count] = largest[mask]
+                box_count += 1
+            for region in range(found):
+                if parents[region] == region:
+                    boxes[box_count] = regions[region, :PIXELS]
+                    box_count += 1
+            if not holed:
+                continue
+            dark, _ = _join(gap_starts, gap_ends, step, 0, gap_entered, gap_parents, gap_regions)
+            for hole in range(1, dark):
+                if gap_parents[hole] == hole:
+                    boxes[box_count, :2] = gap_regions[hole, :X1] - 1
+                    boxes[box_count, 2:] = gap_regions[hole, X1:PIXELS] + 1
+                    box_count += 1
+            if not _exceeds_all(chosen, parents, regions, found):
+                count = _fill_holes(starts, ends, gap_entered, gap_parents)
+                found, _ = _join(starts[:count], ends[:count], step, 1, entered, parents, regions)
+                largest[mask] = regions[_largest(parents, regions, found, POLYGON, True), :PIXELS]
+        first = last
+    return largest[mask_of], boxes[:box_count], begins, mask_of
 
 
 @compiled("float64[:, :, ::1](float64[:, ::1], float64[:, ::1])")

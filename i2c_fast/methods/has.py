@@ -17,7 +17,7 @@ from ..data import TrainBatch
 from ..models import Localizer
 from .method import SETUP, Method, Number, Setup, classification_terms
 
-Side = Annotated[int, Field(ge=0)]
+Side = Annotated[int, Field(ge=0, le=4096)]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from .method import DEFAULT_THRESHOLD, SETUP, Method, Number, ParameterGroup, Se
 class I2COptions:
     sc_weight: Annotated[Number, Field(ge=0, description="λ1 of SC; does not transfer between distances")] = 0.008
     gc_weight: Annotated[Number, Field(ge=0, description="λ2 of GC")] = 0.001
-    k: Annotated[int, Field(ge=1, description="K: seed pixels an image")] = 3
+    k: Annotated[int, Field(ge=1, le=1024, description="K: seed pixels an image")] = 3
     threshold: Annotated[Number, Field(ge=0, lt=1, description="δ: fraction of the map's range seeds lie above")] = (
         DEFAULT_THRESHOLD
     )

@@ -16,7 +16,8 @@ def initialize_convolutions(module: nn.Module, scheme: InitScheme) -> None:
     if scheme not in get_args(InitScheme):
         raise ValueError(f"scheme must be one of {get_args(InitScheme)}, not {scheme!r}")
     for layer in module.modules():
-        if not isinstance(layer, nn.Conv2d):
+        # A model laid out on the meta device has no values, and torch imports its compiler to draw none.
+        if not isinstance(layer, nn.Conv2d) or layer.weight.is_meta:
             continue
         if scheme == "xavier":
             nn.init.xavier_uniform_(layer.weight)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -54,8 +55,10 @@ class Localizer(nn.Module):
         self.frozen_statistics = False  # of BatchNorm, in training
         self.frozen_layers: frozenset[str] = frozenset()  # of the body, see `freeze`
         # Buffers lie on the device: a tensor made from Python numbers in each step would make the host wait.
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        # NumPy multiplies: on the meta device, where models are laid out, torch imports its compiler to do it.
+        for name, values in (("mean", mean), ("std", std)):
+            scaled = np.multiply(values, 255, dtype=np.float32)
+            self.register_buffer(name, torch.tensor(scaled).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; BatchNorm of frozen layers goes on with the statistics it has."""

@@ -15,9 +15,10 @@ from ..config import Config, build_config
 from ..data import ImageIndex
 from ..errors import UserError
 from ..evaluation import ScoringProtocol, named_protocol
+from ..files import MIB, read_regular
 from ..methods import METHODS, Method
-from ..training import load_checkpoint, open_split
-from ..training.checkpoint import checkpoint_path
+from ..training import open_split
+from ..training.checkpoint import find_checkpoint
 
 MAX_RUNS = 6  # as many line styles as can be told apart, and pictures as fit in a page
 
@@ -91,8 +92,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _open(path: Path, name: str, overrides: Sequence[str], console: Console) -> Run:
     if not os.path.exists(path):  # unlike Path.exists, does not raise for names that are too long
         raise UserError(f"run {path} does not exist; give a run folder, or a checkpoint file in one")
-    state = load_checkpoint(path, lambda text: console.print(f"warning: {text}", highlight=False, markup=False))
-    checkpoint = checkpoint_path(path, state["step"]) if path.is_dir() else path
+    checkpoint, state = find_checkpoint(
+        path, lambda text: console.print(f"warning: {text}", highlight=False, markup=False)
+    )
     config = build_config(state["config"], f"the checkpoint of {name}", overrides)
     if config.data.root and not Path(os.path.expanduser(config.data.root)).is_dir():
         raise UserError(
@@ -106,7 +108,7 @@ def _open(path: Path, name: str, overrides: Sequence[str], console: Console) -> 
 def _environment(folder: Path) -> dict[str, str]:
     file = folder / "environment.json"
     try:
-        found: Any = json.loads(file.read_text("utf-8"))
+        found: Any = json.loads(read_regular(file, MIB))
         written = datetime.fromtimestamp(file.stat().st_mtime, UTC).date().isoformat()
     except (OSError, ValueError, RecursionError):
         return {}

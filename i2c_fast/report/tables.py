@@ -37,6 +37,9 @@ def error_groups(facts: Sequence[RunFacts]) -> dict[str, list[Row]]:
     lower = "error %, lower is better"
     classification = [_row("Top-1", found, "cls_top1"), _row("Top-5", found, "cls_top5")]
     groups = {f"Classification: {lower}": classification}
+    if "pxap" in found[0]:
+        row = _row("PxAP", found, "pxap", higher_is_better=True)
+        groups["Pixels of the objects’ masks: accuracy %, higher is better"] = [row]
     if facts[0].threshold is None:
         return groups
     names = {"loc_top1": "Top-1 Loc", "loc_top5": "Top-5 Loc", "gt_known": "Gt-known"}
@@ -74,9 +77,9 @@ def _row(
 
 
 def best_runs(facts: Sequence[RunFacts]) -> list[Row]:
-    """The three main errors."""
+    """The three main errors, or that of classification and PxAP."""
     rows = {row.name: row for group in list(error_groups(facts).values())[:2] for row in group}
-    names = {"Gt-known": "Gt-known error", "Top-1 Loc": "Top-1 Loc error", "Top-1": "Top-1 Cls error"}
+    names = {"Gt-known": "Gt-known error", "Top-1 Loc": "Top-1 Loc error", "PxAP": "PxAP", "Top-1": "Top-1 Cls error"}
     return [rows[name]._replace(name=title) for name, title in names.items() if name in rows]
 
 

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import MIB, open_regular
+
 POINTS = 160  # of a curve; a phone shows no more
 MAX_SERIES = 64  # more names are no log of ours
+LARGEST = 16 * 1024 * MIB  # of a log: some 50 million steps
 EVALUATED = ("cls_top1", "loc_top1", "gt_known")
 
 Numbers = NDArray[np.float64]
@@ -65,8 +68,8 @@ def read_log(path: Path) -> TrainingLog:
     stages: dict[str, float] = {}  # numbers of those met so far
     evaluations: dict[float, dict[str, float]] = {}
     protocols, unread = set(), 0
-    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
+    with suppress(OSError), open_regular(path, LARGEST) as file:
+        for line in iter(lambda: file.readline(MIB), b""):
             entry = _entry(line)
             if entry is None:
                 unread += bool(line.strip())
@@ -100,7 +103,7 @@ def _append(columns: dict[str, "array[float]"], entry: dict[str, Any]) -> None:
         column.append(_number(entry.get(name)))
 
 
-def _entry(line: str) -> dict[str, Any] | None:
+def _entry(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

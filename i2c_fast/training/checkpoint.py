@@ -16,6 +16,7 @@ from ..config import build_config
 from ..errors import UserError
 from ..files import write_bytes
 from ..models import Localizer, build_localizer
+from .schema import checked
 from .stage import build_method
 
 FORMAT = 3
@@ -53,29 +54,26 @@ def save_weights(path: Path, weights: dict[str, Tensor], facts: dict[str, str]) 
 def load_checkpoint(path: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Read a checkpoint, tensors on the CPU.
 
-    Only tensors and plain values are loaded: a pickle that would run code is refused.
+    Only tensors and plain values are loaded: a pickle that would run code is refused. So is a file that is not whole,
+    see `schema.checked`.
 
     Args:
         path: the file; or a run folder, whose newest readable one is taken.
         warn: told, in a line, of each newer one that was passed over.
 
     Raises:
-        UserError: no such file, or no checkpoint of ours.
+        UserError: no such file, or no checkpoint of ours; names the file, and the entry at fault.
     """
+    return find_checkpoint(path, warn)[1]
+
+
+def find_checkpoint(path: Path, warn: Callable[[str], None] | None = None) -> tuple[Path, dict[str, Any]]:
+    """The file that `load_checkpoint` takes, and what it holds; arguments and errors as there."""
     if not os.path.isdir(path):  # Path.is_dir raises for names too long
-        return _load_file(path)
-    return _newest(path, warn)[1]
-
-
-def newest_checkpoint(run: Path, warn: Callable[[str], None] | None = None) -> Path:
-    """The file that `load_checkpoint` takes of a run folder."""
-    return _newest(run, warn)[0]
-
-
-def _newest(run: Path, warn: Callable[[str], None] | None) -> tuple[Path, dict[str, Any]]:
-    found = checkpoints_of(run)
+        return path, _load_file(path)
+    found = checkpoints_of(path)
     if not found:
-        raise UserError(f"{run} holds no checkpoint (looked for {run / 'checkpoints' / 'step-*.pt'})")
+        raise UserError(f"{path} holds no checkpoint (looked for {path / 'checkpoints' / 'step-*.pt'})")
     for candidate in reversed(found):
         try:
             return candidate, _load_file(candidate)
@@ -132,4 +130,7 @@ def _load_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable i2c-fast checkpoint: {reason}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not an i2c-fast checkpoint of format {FORMAT}")
-    return state
+    try:
+        return checked(state)
+    except UserError as error:
+        raise UserError(f"{path} is no whole checkpoint: {error}; take another") from None

@@ -6,17 +6,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..errors import UserError
-from ..files import write_bytes
+from ..files import MIB, read_regular, write_bytes
+
+# Of a log: some 50 million steps.
+LARGEST = 16 * 1024 * MIB
 
 # Seconds between progress lines where there is no terminal to draw a bar on.
-PLAIN_INTERVAL = 30.0
+PLAIN_INTERVAL = 15.0
 
 
 class RunLog:
@@ -34,9 +37,8 @@ class RunLog:
 
     def __enter__(self) -> Self:
         with self._disk_errors():
-            lines = self.path.read_text("utf-8").splitlines(True) if self.path.exists() else []
-            kept = "".join(line for line in lines if _before(line, self.first))
-            write_bytes(self.path, kept.encode())
+            lines = read_regular(self.path, LARGEST).splitlines(True) if self.path.exists() else []
+            write_bytes(self.path, b"".join(line for line in lines if _before(line, self.first)))
             self.file = self.path.open("a", encoding="utf-8")
             self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first)
         return self
@@ -86,10 +88,10 @@ class NoLog:
         """Nothing."""
 
 
-def _before(line: str, step: int) -> bool:
+def _before(line: bytes, step: int) -> bool:
     try:
         return bool(json.loads(line)["step"] < step)
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, LookupError, TypeError):
         return False  # the line a killed process was writing
 
 
@@ -109,12 +111,15 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Meter:
-    """A progress bar on a terminal; elsewhere a line now and then."""
+    """A progress bar on a terminal; elsewhere a line now and then, also where many short meters follow each other."""
+
+    printed: ClassVar[float] = 0.0  # when the last line was, of any of them
 
     def __init__(self, console: Console, title: str, total: int, done: int = 0, unit: str = "images/s") -> None:
         self.console, self.title, self.total, self.unit = console, title, total, unit
-        self.done, self.started, self.printed = done, time.monotonic(), time.monotonic()
-        self.counted = 0  # units since the start of this process
+        self.done, self.started = done, time.monotonic()
+        Meter.printed = Meter.printed or self.started
+        self.steps = self.counted = 0  # steps and units since the start of this process
         self.note = ""
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -138,10 +143,14 @@ class Meter:
 
     def advance(self, steps: int, units: int, note: str = "") -> None:
         """Count `steps` towards the total and `units` (images) towards the speed."""
-        self.done, self.counted, self.note = self.done + steps, self.counted + units, note or self.note
+        self.done, self.steps = self.done + steps, self.steps + steps
+        self.counted, self.note = self.counted + units, note or self.note
         now = time.monotonic()
         speed = f"{self.counted / max(now - self.started, 1e-9):,.0f} {self.unit}"
         self.bar.update(self.task, advance=steps, speed=speed, note=self.note)
         if not self.console.is_terminal and now - self.printed > PLAIN_INTERVAL:
-            self.printed = now
-            self.console.print(f"{self.title} {self.done}/{self.total}  {speed}  {self.note}", highlight=False)
+            Meter.printed = now
+            left = (now - self.started) / self.steps * max(0, self.total - self.done)
+            self.console.print(
+                f"{self.title} {self.done}/{self.total}  {speed}  {left:.0f} s left  {self.note}", highlight=False
+            )

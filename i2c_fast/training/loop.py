@@ -23,6 +23,7 @@ from .ema import EMA
 from .loading import loading_of
 from .logs import Meter, NoLog, RunLog
 from .optimizer import batch_factor, learning_rate, set_learning_rate
+from .schema import check_optimizer
 from .scoring import score_split
 from .signals import StopRequest
 from .stage import open_step
@@ -97,6 +98,10 @@ class Trainer:
         data, plan = self.config.data, self.config.batch.plan
         sampler = self._sampler(self.method.plan if plan == "auto" else plan)
         end = self.timeline.end_of_stage(stage)
+        self.console.print(
+            f"{stage} ({self.method.name}): {end - self.step:,} steps of {sampler.global_batch_size:,} images",
+            highlight=False,
+        )
         # One loader for the rest of the stage: its processes go on with the next epoch while this one is evaluated.
         batches = train_loader(
             TrainBatches(self.train_index, sampler, data.image_size, data.short_side, data.resize),
@@ -240,7 +245,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; the model's weights are loaded too."""
+        """Continue from `state`; the model's weights are loaded too. UserError if it is of another optimizer."""
         self.model.load_state_dict(state["model"])
         self.step, self.epoch_closed = state["step"], state["epoch_closed"]
         self.skipped_in_row, self.summary = state["skipped_in_row"], state["scores"]
@@ -248,6 +253,7 @@ class Trainer:
         self.method.close()
         self._open_stage(state["stage"])
         self.method.load_own_state(state["method"])
+        check_optimizer(state["train_step"]["optimizer"], self.train_step.optimizer)
         self.train_step.load_state_dict(state["train_step"])
         if self.ema is not None:
             self.ema.load(state["ema"])

@@ -20,30 +20,34 @@ from ..errors import UserError
 from ..evaluation import BatchObserver, Scores, unobserved, write_maps
 from ..files import write_bytes, write_json
 from ..models import Localizer, build_localizer, load_imagenet_weights
-from ..runtime import Runtime, open_runtime, seed_all
+from ..runtime import Runtime, memory_errors, open_runtime, seed_all
 from ..world import ALONE, World
 from .batchnorm import synchronize_batchnorm
-from .checkpoint import checkpoints_of, load_checkpoint, newest_checkpoint, restore_predictor, save_weights
+from .checkpoint import checkpoints_of, find_checkpoint, load_checkpoint, restore_predictor, save_weights
 from .loading import checkpoint_config, settle_loader
 from .loop import STOPPED, Trainer
+from .memory import check_evaluation_memory, check_training_memory
 from .scoring import score_split
 
 # What may change when a run is continued: it decides where and how fast, not what is computed.
 FREE_ON_RESUME = (
     "run.device", "run.threads", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.max_skipped",
     "run.compile", "run.cuda_graph", "run.rank_timeout", "optim.impl",
-    "data.root", "data.layout", "data.metadata", "data.workers", "data.max_unreadable",
+    "data.root", "data.layout", "data.metadata", "data.masks", "data.workers", "data.max_unreadable",
     "data.loader", "data.prefetch", "data.hw_decoder_load",  # see `settle_loader`
     "model.weights", "model.init",
     "eval.every", "eval.batch", "eval.protocol", "eval.threshold_step", "eval.ten_crop", "eval.ema",
 )  # fmt: skip
 
 # What may differ between the ranks of a run: where each finds what it reads.
-FREE_ON_RANKS = ("run.threads", "data.root", "data.metadata", "data.devkit", "data.blacklist", "data.workers")
+FREE_ON_RANKS = (
+    "run.threads", "data.root", "data.metadata", "data.devkit", "data.masks", "data.blacklist", "data.workers",
+)  # fmt: skip
 
 Resume = Literal["never", "auto", "required"]
 
 
+@memory_errors("lower batch.classes, batch.images, data.image_size or eval.batch, or raise batch.micro_batches")
 def start_run(
     config: Config,
     run: Path,
@@ -109,7 +113,7 @@ def _where_to_start(run: Path, resume: Resume, console: Console) -> Path | None:
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; choose another --output")
     if resume == "required" or (resume == "auto" and checkpoints_of(run)):
-        return newest_checkpoint(run, lambda text: console.print(f"warning: {text}", highlight=False))
+        return find_checkpoint(run, lambda text: console.print(f"warning: {text}", highlight=False))[0]
     if resume == "never" and run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty; continue it with --resume, or choose another --output")
     return None
@@ -145,12 +149,17 @@ def build_trainer(
         config = _settled(config, runtime, console, state)
         train, val = open_split(config.data, "train"), open_split(config.data, "val")
         model = _build_model(config, runtime, train, console, state)
+        check_training_memory(config, model, runtime)
+        check_evaluation_memory(config, model, len(val), runtime)
     world.check_alike(_facts(config, train, val))
     trainer = Trainer(config, run, runtime.move(model), train, val, runtime, console, observe)
     if state is not None:
         if state["train_fingerprint"] != train.fingerprint():
             raise UserError(f"data.root: {train.root} holds other training images than the run started with")
-        trainer.restore(state)
+        try:
+            trainer.restore(state)
+        except UserError as error:
+            raise UserError(f"{start} does not continue this run: {error}") from None
     return trainer
 
 
@@ -217,11 +226,11 @@ def _facts(config: Config, train: ImageIndex, val: ImageIndex) -> dict[str, str]
 
 def open_split(data: DataConfig, split: Split) -> ImageIndex:
     """Index a split as the configuration describes it."""
-    return read_split(
-        data.root, split, data.layout, metadata=data.metadata, devkit=data.devkit, blacklist=data.blacklist
-    )
+    lists = {"metadata": data.metadata, "devkit": data.devkit, "masks": data.masks, "blacklist": data.blacklist}
+    return read_split(data.root, split, data.layout, **lists)
 
 
+@memory_errors("lower eval.batch or data.workers, or close other programs")
 def score_checkpoint(
     checkpoint: Path,
     overrides: Iterable[str],
@@ -247,12 +256,12 @@ def score_checkpoint(
             boxes.
     """
     with world.together():
-        state = load_checkpoint(checkpoint)
         console = console if world.rank == 0 else Console(quiet=True)
 
         def say(text: str) -> None:
             console.print(text, highlight=False)
 
+        state = load_checkpoint(checkpoint, lambda text: say(f"warning: {text}"))
         config = checkpoint_config(state, overrides, say)
         runtime = open_runtime(
             config.run.device, config.run.precision, config.run.deterministic, config.run.threads, world
@@ -261,12 +270,14 @@ def score_checkpoint(
         index = open_split(config.data, split)
         _check_model(state, config)
         _check_classes(state, index)
-        if split == "boxed_train" and not any(map(len, index.boxes)):
+        if split != "val" and not any(map(len, index.boxes)):
+            images = "training images" if split == "boxed_train" else "val images"
             raise UserError(
-                f"the training images of {index.root} have no boxes that its layout reads, to choose thresholds by; "
+                f"the {images} of {index.root} have no boxes that its layout reads, to choose thresholds by; "
                 "leave --threshold-from out"
             )
         model = runtime.move(restore_predictor(state, config.eval.ema))
+        check_evaluation_memory(config, model, len(index), runtime)
 
     def watch(images: Tensor, raws: Tensor, scores: Tensor) -> None:
         observe(images, raws, scores)

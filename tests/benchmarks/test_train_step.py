@@ -24,9 +24,6 @@ from benchmarks.steps.setting import synthetic_batch
 from benchmarks.steps.summary import plot, table
 from benchmarks.train_step import earlier, main
 from i2c_fast.methods.i2c import I2C
-from i2c_fast.models import backbones
-
-from ..training.ranks import Tiny
 
 CPU = torch.device("cpu")
 SHORT = ("--backbone", "tiny", "--rounds", "2", "--steps", "1")
@@ -34,11 +31,8 @@ TOY = replace(train_step.TOY, backbone="tiny")
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU, and a backbone that costs nothing."""
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(backbones, "BACKBONES", {**backbones.BACKBONES})
-    backbones.register_backbone("tiny", Tiny, head_width=8)
 
 
 def run(output: Path, *arguments: str) -> tuple[dict[str, Any], str]:

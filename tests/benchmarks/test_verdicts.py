@@ -28,6 +28,8 @@ def test_ours_are_held_to_the_dtype_of_the_result_and_others_to_that_of_the_inpu
     got, plain = TRUTH.bfloat16().float(), TRUTH.float()
     assert not verdict(got, TRUTH, plain).right
     assert verdict(got, TRUTH, plain, coarsest_of(torch.ones(1), torch.ones(1).bfloat16())).right
+    assert verdict(got, TRUTH, plain, products=torch.bfloat16).right  # which autocast multiplies in, ours too
+    assert not verdict(got * 1.02, TRUTH, plain, products=torch.bfloat16).right
     assert not verdict(TRUTH.bfloat16(), TRUTH, plain).right  # ours returned another dtype
 
 

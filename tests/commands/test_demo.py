@@ -1,6 +1,8 @@
 """The demo, shrunk: fewer images, the same path."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -10,18 +12,17 @@ from rich.console import Console
 from i2c_fast.commands import demo
 from i2c_fast.config import Config
 from i2c_fast.errors import UserError
-from i2c_fast.models import backbones
 from i2c_fast.training import load_checkpoint
-
-from ..training.ranks import Tiny
 
 
 def test_demo_leaves_both_rows_their_difference_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "TRAIN_IMAGES", 4)
     monkeypatch.setattr(demo, "TEST_IMAGES", 2)
-    monkeypatch.setattr(backbones, "BACKBONES", {**backbones.BACKBONES})
-    backbones.register_backbone("tiny", Tiny, head_width=8)
-    results = demo.run_demo(tmp_path / "demo", 3, 0, Console(quiet=True), ["model.backbone=tiny", "data.workers=0"])
+    console = Console(record=True, file=io.StringIO(), width=200)
+    results = demo.run_demo(tmp_path / "demo", 3, 0, console, ["model.backbone=tiny", "data.workers=0"])
+    told = console.export_text()
+    assert re.findall(r"(\d) of 4: (?:generating|training)", told) == ["1", "2", "3", "4"]
+    assert re.search(r"both branches: about \d+ s", told) and "stage1 (i2c): 4 steps of 40 images" in told
     written = json.loads((tmp_path / "demo/results.json").read_text())
     assert set(written["errors"]) == {"plain", "i2c"}
     assert "prove nothing about the paper" in written["notice"]

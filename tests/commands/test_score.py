@@ -13,7 +13,7 @@ from rich.console import Console
 from i2c_fast.cli import console, main
 from i2c_fast.config import Config
 from i2c_fast.data import ImageIndex
-from i2c_fast.evaluation import named_protocol, score_maps
+from i2c_fast.evaluation import WsolEvaluationProtocol, named_protocol, score_maps, score_masks
 from i2c_fast.training import score_checkpoint, start_run
 
 from ..evaluation.opencv_loops import normalized
@@ -59,7 +59,7 @@ def test_errors_are_printed_and_written(saved: Saved, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "errors.json").read_text())
     summary = written["errors"][str(saved.maps)]
     expected = score_maps(saved.maps, saved.metadata, resize=True).summary()
-    assert summary == {"split": "test", **expected}
+    assert summary == {"split": "test", "interval": 0.001, **expected}
     assert f"MaxBoxAcc {expected['max_box_acc']:.2f}" in result.output
     assert f"MaxBoxAccV2 {expected['max_box_acc_v2']['accuracy']:.2f}" in result.output
     assert result.output.count("unknown") == 5  # four cells, and the line that says how to know
@@ -100,7 +100,7 @@ def test_thresholds_from_another_split(saved: Saved, tmp_path: Path) -> None:
     assert "thresholds chosen on val" in result.output
     summary = json.loads((tmp_path / "honest.json").read_text())["errors"][str(saved.maps)]
     test, val = (score_maps(saved.maps, saved.metadata, split, resize=True) for split in ("test", "val"))
-    assert summary == {"split": "test", **test.summary(val, "val")}
+    assert summary == {"split": "test", "interval": 0.001, **test.summary(val, "val")}
     mistake(score(saved, "--threshold-from", "test"), "--threshold-from test is the split that is scored")
     mistake(score(saved, "--threshold-from", "train"), "--metadata", "train")
     saved.file(2, "val").unlink()
@@ -116,6 +116,21 @@ def test_predictions_fill_the_table(saved: Saved, tmp_path: Path) -> None:
     mistake(score(saved, "--predictions", tmp_path / "gone.csv"), "gone.csv", "No such file")
 
 
+def test_metadata_of_one_split_suggest_the_parent(saved: Saved) -> None:
+    lists = saved.lists()
+    mistake(call("score", saved.maps, "--metadata", lists), f"give its parent, --metadata={lists.parent}")
+
+
+def test_interval_is_that_of_the_thresholds(saved: Saved, tmp_path: Path) -> None:
+    result = score(saved, "--interval", ".25", "--output", tmp_path / "errors.json")
+    summary = json.loads((tmp_path / "errors.json").read_text())["errors"][str(saved.maps)]
+    coarse = score_maps(saved.maps, saved.metadata, protocol=WsolEvaluationProtocol(0.25), resize=True).summary()
+    assert (result.exit_code, summary) == (0, {"split": "test", "interval": 0.25, **coarse})
+    for wrong in ("0", "-.01", "1.5", "nan", "1e-9"):
+        mistake(score(saved, "--interval", wrong), "--interval: the interval between thresholds must be 1e-6…1")
+    mistake(score(saved, "--interval", ".01", "--protocol", "paper"), "--interval is for --protocol wsolevaluation")
+
+
 def test_masks_give_pxap_alone(saved: Saved, tmp_path: Path) -> None:
     import cv2
 
@@ -126,6 +141,11 @@ def test_masks_give_pxap_alone(saved: Saved, tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "pxap.json").read_text())["errors"][str(saved.maps)]
     assert f"accuracy %: PxAP {summary['pxap']:.2f}" in result.output and "gt-known" not in result.output
     assert (summary["split"], summary["images"]) == ("test", COUNT)
+    score(saved, "--masks", tmp_path, "--interval", ".3", "--output", tmp_path / "coarse.json")
+    coarse = json.loads((tmp_path / "coarse.json").read_text())["errors"][str(saved.maps)]
+    protocol = WsolEvaluationProtocol(0.3)
+    assert coarse["pxap"] == score_masks(saved.maps, saved.metadata, tmp_path, protocol=protocol, resize=True)["pxap"]
+    assert coarse["pxap"] != summary["pxap"]
     mistake(score(saved, "--masks", tmp_path, "--threshold-from", "val"), "--masks gives PxAP alone")
     mistake(score(saved, "--masks", tmp_path, "--protocol", "paper"), "--masks gives PxAP alone")
     mistake(score(saved), "masks need --masks")

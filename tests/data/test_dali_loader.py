@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,7 @@ def bad() -> dict[str, Callable[[Path], object]]:
         "jpeg 2000": lambda file: file.write_bytes(encoded(picture, "JPEG2000")),  # which DALI would read
         "missing": lambda file: file.unlink(),
         "folder": lambda file: (file.unlink(), file.mkdir()),
+        "pipe": lambda file: (file.unlink(), os.mkfifo(file)),
     }
 
 

@@ -12,6 +12,7 @@ from torch import distributed
 from i2c_fast.evaluation import (
     LocalizationMetric,
     PaperProtocol,
+    PixelAveragePrecision,
     Scores,
     ScoringProtocol,
     Verdict,
@@ -296,12 +297,23 @@ def test_failure_in_a_thread_is_raised_by_compute() -> None:
         update(fresh(Failing()), [0, 1]).compute()
 
 
+def _pixels(images: list[int]) -> tuple[torch.Tensor, list[np.ndarray]]:
+    rng = [np.random.default_rng(i) for i in images]
+    return torch.tensor(np.stack([r.random((9, 9)) for r in rng])), [
+        r.integers(0, 2, (224, 224)).astype(np.uint8) for r in rng
+    ]
+
+
 def _score_rank(rank: int, parts: list[list[int]], folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(parts))
     metric = fresh()
     if parts[rank]:
         update(metric, parts[rank])
     torch.save(vars(metric.gather()), f"{folder}/{rank}.pt")
+    pixels = PixelAveragePrecision()
+    if parts[rank]:
+        pixels.update(*_pixels(parts[rank]))
+    torch.save(pixels.gather().compute(), f"{folder}/pxap{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -312,3 +324,6 @@ def test_every_rank_gathers_the_scores_of_all(tmp_path: Path) -> None:
     expected = update(fresh(), list(range(COUNT))).scores()
     for rank in range(len(parts)):
         assert_equal(Scores(**torch.load(tmp_path / f"{rank}.pt", weights_only=False)), expected)
+    pixels = PixelAveragePrecision()
+    pixels.update(*_pixels([i for part in parts for i in part]))
+    assert [torch.load(tmp_path / f"pxap{rank}.pt") for rank in range(len(parts))] == [pixels.compute()] * len(parts)

@@ -1,11 +1,14 @@
 """PxAP, against histograms of all pixels and by hand."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from i2c_fast.evaluation import PixelAveragePrecision, WsolEvaluationProtocol, combine_masks
+from i2c_fast.data import MaskPaths
+from i2c_fast.evaluation import PixelAveragePrecision, WsolEvaluationProtocol, combine_masks, read_mask
 
 from .maps import cam
 from .opencv_loops import MaskEvaluator, normalized
@@ -115,6 +118,16 @@ def test_no_object_is_an_error() -> None:
         pxap(torch.rand(1, 9, 9), [np.zeros((224, 224), np.uint8)])
 
 
+def test_masks_of_0_and_255_are_told_from_ignored_pixels() -> None:
+    mask = np.zeros((224, 224), np.uint8)
+    mask[:5] = 255
+    with pytest.raises(
+        ValueError, match=r"no mask has a pixel of an object \(1\), 1120 of 255 \(ignored\); .*combine_"
+    ):
+        pxap(torch.rand(1, 9, 9), [mask])
+    assert pxap(torch.rand(1, 9, 9), [combine_masks([mask])]) > 0
+
+
 @pytest.mark.parametrize(
     "masks",
     [[], [np.zeros((200, 224), np.uint8)], [np.full((224, 224), 7, np.uint8)], [np.zeros((224, 224), np.uint8)] * 2],
@@ -138,3 +151,25 @@ def test_masks_combine_as_the_evaluator_does() -> None:
     np.testing.assert_array_equal(combine_masks(masks, ignore), expected)
     np.testing.assert_array_equal(combine_masks(masks), objects)
     assert combine_masks(masks, side=28).shape == (28, 28)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"), [([], "at least one mask"), ([np.zeros((4, 4, 3), np.uint8)], r"\[H, W\]")]
+)
+def test_masks_that_do_not_combine_are_refused(masks: list[np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        combine_masks(masks)
+
+
+@pytest.mark.parametrize("name", ["mask.png", "mask.jpg"])
+def test_mask_files_decode_to_gray_as_the_evaluators_do(tmp_path: Path, name: str) -> None:
+    # Every color near black, in blocks of 8 x 8 that JPEG keeps apart: gray rounds some to 0 and some to 1.
+    colors = np.stack(np.meshgrid(*[np.arange(6)] * 3), -1).reshape(-1, 3).astype(np.uint8)
+    image = np.kron(colors.reshape(12, 18, 3), np.ones((8, 8, 1), np.uint8))
+    cv2.imwrite(str(tmp_path / name), image)
+    theirs = cv2.imread(str(tmp_path / name), cv2.IMREAD_GRAYSCALE)
+    assert theirs is not None
+    mask = read_mask(tmp_path, MaskPaths((name,), None))
+    expected = cv2.resize(np.float32(theirs), (224, 224), interpolation=cv2.INTER_NEAREST) > 0.5
+    np.testing.assert_array_equal(mask, expected)
+    assert 0 < expected.mean() < 1

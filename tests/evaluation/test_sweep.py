@@ -1,11 +1,15 @@
-"""One sweep against OpenCV at every level: largest regions, largest contours, all contours."""
+"""One call against OpenCV at every level: largest regions, largest contours, all contours."""
 
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
@@ -19,10 +23,10 @@ from .opencv_loops import contours_of, largest_contour, largest_region, levels_o
 ALL = list(range(255))
 
 
-def boxes_at(contours: Contours, threshold: int) -> list[list[int]]:
-    """Boxes of the contours that last at a threshold."""
-    lasting = (contours.states[:, 6] <= threshold) & (threshold <= contours.states[:, 7])
-    return contours.boxes[lasting].tolist()
+def boxes_at(contours: Contours, i: int) -> list[list[int]]:
+    """Boxes of the contours at the i-th threshold."""
+    own = np.split(contours.boxes, contours.begins[1:])[contours.mask_of[i]].tolist()
+    return [box for box in own if box != list(EMPTY_BOX)]
 
 
 def check_regions(gray: np.ndarray, levels: list[int]) -> None:
@@ -31,10 +35,10 @@ def check_regions(gray: np.ndarray, levels: list[int]) -> None:
 
 
 def check_contours(gray: np.ndarray, levels: list[int]) -> None:
-    contours = find_contours(gray)
-    np.testing.assert_array_equal(contours.largest[levels], [largest_contour(gray > t) for t in levels])
-    for t in levels:
-        assert {tuple(box) for box in boxes_at(contours, t)} == {tight_box(c) for c in contours_of(gray > t)}, t
+    contours = find_contours(gray, np.array(levels))
+    np.testing.assert_array_equal(contours.largest, [largest_contour(gray > t) for t in levels])
+    for i, t in enumerate(levels):
+        assert sorted(map(tuple, boxes_at(contours, i))) == sorted(tight_box(c) for c in contours_of(gray > t)), t
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
@@ -82,7 +86,7 @@ def test_saved_maps_of_a_model_equal_opencv_at_every_level() -> None:
     assert images
     for image in images:
         raw = maps.read(image)
-        for gray in (WsolEvaluationProtocol().gray(raw), PaperProtocol().gray(raw, 250, 190)):
+        for gray in (protocol.gray_map(raw, 250, 190) for protocol in (WsolEvaluationProtocol(), PaperProtocol())):
             levels = levels_of(gray)
             check_regions(gray, levels)
             check_contours(gray, levels)
@@ -128,10 +132,35 @@ def test_highest_value_of_the_contours_at_each_level() -> None:
     gray[1, 3] = 50
     contours = find_contours(gray)
     values = contours.boxes[:, 0].astype(np.float64)  # the further right, the better
-    best = contours.best(values)
-    assert contours.boxes[best[[0, 49]]].tolist() == [[3, 1, 3, 1]] * 2
-    assert contours.boxes[best[[50, 126]]].tolist() == [[0, 0, 1, 1]] * 2
-    assert (best[127:] == -1).all() and (contours.largest[127:] == EMPTY_BOX).all()
+    highest = contours.highest(values)
+    assert highest[:50].tolist() == [3] * 50 and highest[50:127].tolist() == [0] * 77
+    assert (contours.largest[127:] == EMPTY_BOX).all() and boxes_at(contours, 127) == []
+    assert len(contours.begins) == 3  # masks that are equal share their contours
+
+
+def test_thresholds_may_come_in_any_order_and_again() -> None:
+    gray = as_gray(cam(1, 14, 60))
+    some = np.array([200, 3, 254, 3, 90])
+    contours, everywhere = find_contours(gray, some), find_contours(gray)
+    np.testing.assert_array_equal(contours.largest, everywhere.largest[some])
+    np.testing.assert_array_equal(largest_region_boxes(gray, some), largest_region_boxes(gray, np.array(ALL))[some])
+    assert [boxes_at(contours, i) for i in range(5)] == [boxes_at(everywhere, t) for t in some]
+
+
+def test_maps_of_more_runs_than_fit_in_memory_at_once_take_several_scans() -> None:
+    # Stripes of every level: half as many runs as pixels in each mask, and 255 masks.
+    gray = np.tile(np.arange(256, dtype=np.uint8)[:, None] * (np.arange(40) % 2 == 0), (2, 1)).astype(np.uint8)
+    levels = [0, 1, 100, 253, 254]
+    np.testing.assert_array_equal(find_contours(gray).largest[levels], [largest_contour(gray > t) for t in levels])
+    np.testing.assert_array_equal(
+        largest_region_boxes(gray, np.array(ALL))[levels], [largest_region(gray > t) for t in levels]
+    )
+
+
+@pytest.mark.parametrize("wrong", [-1, 255])
+def test_threshold_that_is_no_gray_level_below_255_is_refused(wrong: int) -> None:
+    with pytest.raises(ValueError, match="thresholds must be 0…254"):
+        find_contours(as_gray(cam(0, 7, 30)), np.array([3, wrong]))
 
 
 def test_threads_find_what_one_finds() -> None:
@@ -141,7 +170,7 @@ def test_threads_find_what_one_finds() -> None:
         together = list(pool.map(find_contours, maps))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one.largest, other.largest)
-        np.testing.assert_array_equal(one.states, other.states)
+        np.testing.assert_array_equal(one.boxes, other.boxes)
 
 
 def test_any_memory_layout_will_do() -> None:
@@ -174,27 +203,43 @@ print(i2c_fast.evaluation.find_contours(np.eye(3, dtype=np.uint8)).largest[0].to
 """
 
 
-def run_apart(folder: str) -> str:
-    """The box of a diagonal, found by a new process whose compiler keeps its results in that folder alone."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator",
-        "NUMBA_CACHE_DIR": folder,
-    }
+def test_compiler_loads_when_it_is_needed() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", SPOTS], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    assert (done.stdout, done.returncode) == ("[0, 0, 2, 2]\n", 0), done.stderr
 
 
-def test_compiler_loads_when_it_is_needed_and_runs_without_a_cache() -> None:
-    assert run_apart("/dev/null/no-folder") == "[0, 0, 2, 2]"
+DOUBLED = """
+from i2c_fast.evaluation.sweep import compiled
+@compiled("int64(int64)")
+def doubled(x):
+    return 2 * x
+"""
 
 
-def test_damaged_cache_does_no_harm(tmp_path: Path) -> None:
-    assert run_apart(str(tmp_path)) == "[0, 0, 2, 2]"
-    kept = list(tmp_path.rglob("*leaders*"))
-    assert kept
+@pytest.fixture
+def doubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Compile a function as the sweep's are, with a cache in that folder alone."""
+    (tmp_path / "small.py").write_text(DOUBLED)
+
+    def compile_it(folder: str) -> Any:
+        monkeypatch.setattr(numba.core.config, "CACHE_LOCATOR_CLASSES", "UserProvidedCacheLocator")
+        monkeypatch.setattr(numba.core.config, "CACHE_DIR", folder)
+        return runpy.run_path(str(tmp_path / "small.py"))["doubled"]
+
+    return compile_it
+
+
+def test_what_is_compiled_runs_without_a_cache(doubled: Callable[[str], Any]) -> None:
+    assert doubled("/dev/null/no-folder")(21) == 42
+
+
+def test_damaged_cache_does_no_harm(doubled: Callable[[str], Any], tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    doubled(str(folder))
+    assert sum(doubled(str(folder)).stats.cache_hits.values()) == 1
+    kept = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(kept) == 2  # index and code
     for path in kept:
         path.write_bytes(b"")
-    assert run_apart(str(tmp_path)) == "[0, 0, 2, 2]"
+    assert doubled(str(folder))(21) == 42

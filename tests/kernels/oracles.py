@@ -133,7 +133,7 @@ def center_sum(means: dict[int, Tensor], centers: Tensor, kind: str) -> Tensor:
     """Σ over classes of Eq. 5's terms."""
     total = centers.new_zeros(())
     for label, mean in means.items():
-        total = total + distance(mean, centers[label], kind)
+        total = total + distance(centers[label], mean, kind)
     return total
 
 

@@ -28,6 +28,17 @@ def test_worked_example_of_the_released_distance() -> None:
     assert center_loss(means, torch.tensor([2, 0]), centers, "l2", "sum")[0].item() == pytest.approx(6, abs=1e-5)
 
 
+def test_offset_of_the_released_distance_is_on_the_side_of_the_center() -> None:
+    # w − a + 1e-6 in the release: ‖(−3, 2)·1e-6 + 1e-6‖ = √13·1e-6, where a − w + 1e-6 would give √17·1e-6.
+    means = torch.tensor([[3e-6, -2e-6]], dtype=torch.float64, requires_grad=True)
+    centers = torch.zeros(1, 2, dtype=torch.float64)
+    loss, _ = center_loss(means, torch.tensor([0]), centers, "l2")
+    expected = torch.nn.functional.pairwise_distance(centers, means).sum()
+    assert loss.item() == pytest.approx(13**0.5 * 1e-6)
+    (gradient,), (truth,) = torch.autograd.grad(loss, means), torch.autograd.grad(expected, means)
+    torch.testing.assert_close(gradient, truth)
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_equals_the_loop(distance: Any) -> None:
     means, centers = torch.randn(4, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)

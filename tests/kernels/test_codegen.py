@@ -19,8 +19,10 @@ import i2c_fast.kernels
 from benchmarks import codegen
 from benchmarks.codegen import ARCHITECTURES, Launch, Resources
 from benchmarks.sizes import BASE, ODD, SIZES, Size
+from i2c_fast.kernels.sample_pixels import MAX_ROUNDS
 
 ALL = (*SIZES, *ODD)
+MANY_SEEDS = next(size for size in SIZES if size.seeds > MAX_ROUNDS)  # which are drawn by a kernel of their own
 # The architecture of the GPUs that the kernels are written for.
 MAIN = 90
 _PACKAGE = f"{i2c_fast.kernels.__name__}."
@@ -56,13 +58,17 @@ def launches_for(architecture: int, exhaustive: bool) -> list[Launch]:
     The sample has, for one architecture, each kernel once with each set of dtypes and once with each set of block sizes
     and warps that the usual and the odd sizes lead to: these decide on registers and shared memory, and sizes that
     differ only in what 16 divides take the same. For the other architectures it has each kernel with each set of dtypes
-    at the usual size: block sizes and warps do not depend on the architecture.
+    at the usual size, and the draw of many seeds: block sizes and warps do not depend on the architecture.
     """
     if exhaustive:
         return codegen.all_launches(codegen.NAMES, ALL)
-    sizes, kinds = ((BASE, *ODD), (_dtypes, _constants)) if architecture == MAIN else ((BASE,), (_dtypes,))
+    if architecture == MAIN:
+        launches, kinds = codegen.all_launches(codegen.NAMES, (BASE, *ODD)), (_dtypes, _constants)
+    else:
+        launches, kinds = codegen.all_launches(codegen.NAMES, (BASE,)), (_dtypes,)
+        launches = launches + codegen.all_launches(("sample_pixels",), (MANY_SEEDS,))
     chosen, covered = [], set()
-    for launch in codegen.all_launches(codegen.NAMES, sizes):
+    for launch in launches:
         mine = {kind(launch) for kind in kinds}
         if not mine <= covered:
             chosen.append(launch)
@@ -126,7 +132,7 @@ def test_compiling_leaves_no_trace_in_tritons_choice_of_driver() -> None:
 
 @pytest.mark.parametrize("bad", [{"local": 8}, {"stack": 16}, {"shared": 164 << 10}])
 def test_spills_and_too_much_shared_memory_are_told(bad: dict[str, int]) -> None:
-    good = Resources("op.kernel", 80, "BLOCK=8", 32, 0, 0, 163 << 10)
+    good = Resources("op.kernel", 80, "BLOCK=8", 32, 0, 0, 163 << 10, 100)
     assert not codegen.problems([good])
     assert len(codegen.problems([good, good._replace(**bad)])) == 1
 
@@ -136,8 +142,8 @@ def test_a_step_of_the_objective_is_seven_launches(size: Size) -> None:
     in_place, functional = codegen.launches_of("objective", size)[:7], codegen.launches_of("objective", size)[7:]
     names = [launch.kernel.__name__ for launch in in_place]
     assert names == [
-        "_sample_pixels", "write_pair_rows", "_class_means", "total_losses", "_inter_image_backward", "_add_columns",
-        "_update_centers",
+        "_sample_few_pixels" if size.seeds <= MAX_ROUNDS else "_sample_pixels", "write_pair_rows", "_class_means",
+        "total_losses", "_inter_image_backward", "_add_columns", "_update_centers",
     ]  # fmt: skip
     assert [launch.kernel.__name__ for launch in functional] == names
 

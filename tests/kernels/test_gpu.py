@@ -105,10 +105,21 @@ def test_a_replayed_graph_computes_the_same(name: str) -> None:
     assert agrees(name, ODD, "fused+graph")
 
 
-def test_a_draw_is_that_of_the_cpu() -> None:
+def test_a_kept_kernel_serves_no_tensor_of_another_alignment_dtype_or_size() -> None:
+    rows, weight, labels = torch.randn(4, 65, 33, device=DEVICE), torch.randn(7, 64, device=DEVICE), torch.arange(4)
+    views = [rows[:, :64, :32], rows[:, 1:, 1:], rows[:, :64, :1], rows.half()[:, 1:, :32], rows.half()[:, :64, 1:17]]
+    for view in views * 2:
+        x = view.unsqueeze(2)
+        expected = label_cam_reference(x.double(), weight.double(), None, labels.to(DEVICE))
+        got = label_cam(x, weight, None, labels.to(DEVICE)).double()
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [3, 16, 20])  # by rounds, and by a sort
+def test_a_draw_is_that_of_the_cpu(k: int) -> None:
     maps, seed = torch.rand(5, 40, 40), torch.tensor([2**40 + 3, 2**33 + 1])
-    here = sample_pixels(maps.to(DEVICE), 20, 0.7, seed.to(DEVICE))
-    for on_gpu, on_cpu in zip(here, sample_pixels(maps, 20, 0.7, seed), strict=True):
+    here = sample_pixels(maps.to(DEVICE), k, 0.7, seed.to(DEVICE))
+    for on_gpu, on_cpu in zip(here, sample_pixels(maps, k, 0.7, seed), strict=True):
         assert torch.equal(on_gpu.cpu(), on_cpu)
 
 

@@ -105,9 +105,9 @@ def test_refusals_come_from_the_op_that_does_not_fit(features: Tensor, centers: 
     labels = torch.tensor(LABELS)
     with pytest.raises(ValueError, match=r"len\(indices\) is 5 but len\(features\) is 6"):
         inter_image_loss(features, INDICES[:5], labels, centers)
-    with pytest.raises(ValueError, match=r"len\(labels\) is 5 but len\(values\) is 6"):
+    with pytest.raises(ValueError, match=r"len\(labels\) is 5 but len\(features\) is 6"):
         inter_image_loss(features, INDICES, labels[:5], centers)
-    with pytest.raises(ValueError, match=r"means\.shape\[1\] is 4 but centers\.shape\[1\] is 3"):
+    with pytest.raises(ValueError, match=r"features\.shape\[1\] is 4 but centers\.shape\[1\] is 3"):
         inter_image_loss(features, INDICES, labels, centers[:, :3])
     with pytest.raises(ValueError, match=r"distance must be one of"):
         inter_image_loss(features, INDICES, labels, centers, distance="l1")  # type: ignore[arg-type]

@@ -19,8 +19,8 @@ from i2c_fast import InterImageLoss, kernels
 from ..processes import start_ranks
 
 KERNELS = [
-    "_sample_pixels", "write_pair_rows", "_class_means", "total_losses", "_inter_image_backward", "_add_columns",
-    "_update_centers",
+    "_sample_few_pixels", "write_pair_rows", "_class_means", "total_losses", "_inter_image_backward",
+    "_add_columns", "_update_centers",
 ]  # fmt: skip
 
 

@@ -304,23 +304,25 @@ def test_forward_refuses_what_does_not_fit() -> None:
     features, maps, labels = batch()
     loss = make()
     before = state(loss)
-    with pytest.raises(ValueError, match=r"H·W of maps is 12 but H·W of features is 15"):
+    with pytest.raises(ValueError, match=r"maps are \[3, 4\] \[H, W\] but features are \[3, 5\]"):
         loss(features, maps[:, :, :4], labels)
+    with pytest.raises(ValueError, match=r"maps are \[5, 3\] \[H, W\] but features are \[3, 5\]"):
+        loss(features, maps.mT, labels)  # as many pixels
     with pytest.raises(ValueError, match=r"features must be floating-point with 4 dimensions, got shape \[4, 3, 5\]"):
         loss(features[0], maps, labels)
     with pytest.raises(ValueError, match=r"maps must be floating-point with 3 dimensions"):
         loss(features, maps[:, None], labels)
-    with pytest.raises(ValueError, match=r"is 5 but len\(features\) is 6"):
+    with pytest.raises(ValueError, match=r"len\(maps\) is 5 but len\(features\) is 6"):
         loss(features, maps[:5], labels)
-    with pytest.raises(ValueError, match=r"len\(labels\) is 5 but len\(values\) is 6"):
+    with pytest.raises(ValueError, match=r"len\(labels\) is 5 but len\(features\) is 6"):
         loss(features, maps, labels[:5])
-    with pytest.raises(ValueError, match=r"means\.shape\[1\] is 3 but centers\.shape\[1\] is 4"):
+    with pytest.raises(ValueError, match=r"features\.shape\[1\] is 3 but feature_dim is 4"):
         loss(features[:, :3], maps, labels)
     with pytest.raises(ValueError, match=r"labels must be int32 or int64 .* torch\.float32"):
         loss(features, maps, labels.float())
     with pytest.raises(ValueError, match=r"labels on meta"):
         loss(features, maps, labels.to("meta"))
-    with pytest.raises(ValueError, match=r"maps on meta, seed on cpu"):
+    with pytest.raises(ValueError, match=r"maps on meta, labels on cpu, InterImageLoss on cpu"):
         loss(features, maps.to("meta"), labels)
     loss.commit()
     assert same(state(loss), before)  # a refused batch leaves nothing pending

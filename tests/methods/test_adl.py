@@ -5,8 +5,9 @@ import torch
 
 from i2c_fast.errors import UserError
 from i2c_fast.methods.adl import LAYERS, attention_dropout
-from i2c_fast.models import BACKBONES, build_localizer
+from i2c_fast.models import build_localizer
 
+from ..tiny import BUILT_IN
 from .small import batch, method, small_model
 
 
@@ -44,7 +45,7 @@ def test_layers_drop_or_weigh_in_training_and_do_nothing_in_evaluation(rate: flo
     torch.testing.assert_close(model.body(model.normalize(images)).detach(), plain)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", BUILT_IN)
 def test_every_backbone_has_its_places(backbone: str) -> None:
     body = build_localizer(backbone, 2, head_width=8).body
     names = dict(body.named_modules())

@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from i2c_fast.models import BACKBONES, Localizer, build_localizer
 
+from ..tiny import BUILT_IN
 from .patterns import fill, images
 
-BACKBONE_NAMES = pytest.mark.parametrize("backbone", list(BACKBONES))
+BACKBONE_NAMES = pytest.mark.parametrize("backbone", BUILT_IN)
 
 # SHA-256 of the sorted lines "name [shape]" of torchvision 0.29.2's networks, less the layers that the bodies leave out
 # (classifier; fc; AuxLogits, Mixed_7* and fc; layer4 and fc). test_torchvision.py makes the comparison itself.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from i2c_fast.models import BACKBONES
 
+from ..tiny import BUILT_IN
 from .patterns import fill, images
 
 try:
@@ -21,7 +22,7 @@ LEFT_OUT = {
     "inception_v3": ("AuxLogits.", "Mixed_7", "fc."),
     "resnet18": ("layer4.", "fc."),
 }
-BACKBONE_NAMES = pytest.mark.parametrize("backbone", list(BACKBONES))
+BACKBONE_NAMES = pytest.mark.parametrize("backbone", BUILT_IN)
 
 
 def torchvision_network(backbone: str) -> Any:

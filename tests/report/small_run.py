@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import torch
 
-from i2c_fast.config import as_dict, build_config
+from i2c_fast.config import build_config
 from i2c_fast.models import build_localizer
 from i2c_fast.training import open_split
 from i2c_fast.training.checkpoint import checkpoint_path, save_checkpoint
-from i2c_fast.training.stage import build_method
 
+from ..checkpoints import whole_state
 from ..conftest import TINY
 
 ENVIRONMENT = {"torch": "2.13.0", "cpu": "A Processor", "gpu": "none that torch can use", "commit": "abc1234"}
@@ -27,16 +27,7 @@ def write_run(folder: Path, root: Path, *overrides: str, seed: int = 0, step: in
     classes = open_split(config.data, "val").classes
     torch.manual_seed(seed)
     model = build_localizer(config.model.backbone, len(classes))
-    state = {
-        "step": step,
-        "stage": "stage1",
-        "method": build_method(config, "stage1", model).own_state(),
-        "config": as_dict(config),
-        "classes": list(classes),
-        "model": model.state_dict(),
-        "scores": None,
-    }
-    save_checkpoint(checkpoint_path(folder, step), state)
+    save_checkpoint(checkpoint_path(folder, step), whole_state(config, list(classes), model, step=step))
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log_entries(step)))
     return folder

@@ -22,17 +22,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from i2c_fast.cli import main
 from i2c_fast.data import TrainBatch
 from i2c_fast.data.generated import write_generated
 from i2c_fast.methods import Setup
-from i2c_fast.models import register_backbone
 from i2c_fast.training import load_checkpoint, run, stage
 from i2c_fast.training.loop import Trainer
 from i2c_fast.training.step import TrainStep
 
+from .. import tiny  # noqa: F401  registers it
 from ..processes import server
 
 # Two stages of five steps on `write_set`, which any number of ranks trains alike.
@@ -216,15 +216,6 @@ def torchrun(folder: Path, jobs: Sequence[Job], options: Sequence[str], prefix: 
 # In a rank
 
 
-class Tiny(nn.Sequential):
-    """A backbone that costs nothing."""
-
-    out_channels, stride = 6, 8
-
-    def __init__(self) -> None:
-        super().__init__(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, 2, 1))
-
-
 @dataclass
 class Watch:
     """Makes a job's fault happen, and keeps what each rank came to beside its run."""
@@ -268,7 +259,6 @@ def do_jobs(folder: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     os.environ.setdefault("TORCHELASTIC_RESTART_COUNT", "0")
     torch.set_num_threads(1)
-    register_backbone("tiny", Tiny, head_width=8)
     rank = int(os.environ.get("RANK", "0"))
     for entry in json.loads((folder / "jobs.json").read_text()):
         job = Job(**entry)

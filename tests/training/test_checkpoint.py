@@ -9,14 +9,20 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from i2c_fast.config import build_config
 from i2c_fast.errors import UserError
 from i2c_fast.training import load_checkpoint, save_checkpoint, stored_threshold
 from i2c_fast.training.checkpoint import FORMAT, checkpoint_path, checkpoints_of, save_weights
 
+from ..checkpoints import whole_state
+from ..conftest import TINY
+
+CONFIG = build_config({}, "tests", TINY)
+
 
 def save(run: Path, step: int, keep: int = 0) -> Path:
     path = checkpoint_path(run, step)
-    save_checkpoint(path, {"step": step, "model": {"w": torch.full((100,), float(step))}}, keep)
+    save_checkpoint(path, whole_state(CONFIG, ["a", "b"], step=step), keep)
     return path
 
 

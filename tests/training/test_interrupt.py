@@ -14,13 +14,11 @@ import pytest
 from torch import Tensor
 
 from i2c_fast.data import TrainBatch
-from i2c_fast.models import register_backbone
 from i2c_fast.training import checkpoint
 from i2c_fast.training.step import TrainStep
 
 from ..conftest import TINY
 from ..processes import Command
-from .ranks import Tiny
 from .test_run import assert_same_run
 
 STEPS = ("stage0.epochs=3", "stage1.epochs=3", "run.checkpoint_every=2", "run.keep_checkpoints=2")  # 24 steps
@@ -30,17 +28,8 @@ def start(root: Path, run: Path, *extra: str, fault: Callable[[], object] | None
     """`i2c-fast train`, with `fault` called in its process."""
     recipe = run.parent / "empty.toml"
     recipe.write_text("")
-    changes = ["model.backbone=tiny", *STEPS, *extra]
-    return Command(
-        run.parent, ["train", str(recipe), f"data.root={root}", *TINY, *changes, "--output", str(run)],
-        partial(prepare, fault),
-    )  # fmt: skip
-
-
-def prepare(fault: Callable[[], object] | None) -> None:
-    register_backbone("tiny", Tiny, head_width=8)
-    if fault is not None:
-        fault()
+    arguments = ["train", str(recipe), f"data.root={root}", *TINY, *STEPS, *extra, "--output", str(run)]
+    return Command(run.parent, arguments, fault)
 
 
 def before_step(number: int, do: Callable[[], object]) -> None:
@@ -145,7 +134,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tiny_set: Path, undisturbed: 
     # Less than the run with its last two checkpoints takes, and a third is written before the first one goes.
     room = (
         sum(path.stat().st_size for path in undisturbed.rglob("*"))
-        - checkpoint.newest_checkpoint(undisturbed).stat().st_size
+        - checkpoint.find_checkpoint(undisturbed)[0].stat().st_size
     )
     mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:

@@ -30,10 +30,7 @@ CASES = {
 ON_TWO = tuple(CASES)
 ON_FOUR = ("sums of classes", "a class on two ranks", "several pairs", "l2", "trained centers", "fp32")
 RANDOM = ("model.dropout=0.5", "model.bn=local")
-OF_METHODS = {
-    name: (f"stage1.method={name}", "stage0.epochs=0", *RANDOM, *(['adl.layers=["2"]'] if name == "adl" else []))
-    for name in METHODS
-}
+OF_METHODS = {name: (f"stage1.method={name}", "stage0.epochs=0", *RANDOM) for name in METHODS}
 SCORED = {"one crop": ["eval.ten_crop=false"], "ten crops": ["eval.ten_crop=true"]}
 
 

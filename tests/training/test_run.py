@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_backbone_or_other_classes_is_refused(
     finished: Path, tiny_config: Callable[..., Config], tiny_set: Path, tmp_path: Path
 ) -> None:
     init = f"model.init={checkpoints_of(finished)[-1]}"
-    with pytest.raises(UserError, match=r"holds model\.backbone=resnet18, .* asks for vgg16"):
+    with pytest.raises(UserError, match=r"holds model\.backbone=tiny, .* asks for vgg16"):
         start_run(tiny_config(init, "model.backbone=vgg16"), tmp_path / "a", QUIET)
     fewer = tmp_path / "set"
     shutil.copytree(tiny_set, fewer)

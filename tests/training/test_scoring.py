@@ -40,3 +40,21 @@ def test_configured_protocol_scores(
 def test_unknown_protocol_is_an_error_of_one_line(tiny_config: Callable[..., Config]) -> None:
     with pytest.raises(UserError, match=r"eval\.protocol=maxboxacc.*'paper' or 'wsolevaluation'"):
         tiny_config("eval.protocol=maxboxacc")
+
+
+@pytest.mark.parametrize(
+    ("bias", "words"), [(100.0, "warning: all 12 images are predicted to be n90000002"), (float("nan"), "diverged")]
+)
+def test_a_model_that_sees_nothing_is_not_scored_as_if_all_were_well(
+    tiny_config: Callable[..., Config], bias: float, words: str
+) -> None:
+    config, console = tiny_config(), Console(record=True, width=300)
+    model = build_localizer("resnet18", 3)
+    with torch.no_grad():
+        model.head.fc8.bias[1] = bias
+    if bias == bias:
+        score_split(model, open_split(config.data, "val"), Runtime(torch.device("cpu")), config, console)
+        assert words in console.export_text()
+    else:
+        with pytest.raises(UserError, match=words):
+            score_split(model, open_split(config.data, "val"), Runtime(torch.device("cpu")), config, console)

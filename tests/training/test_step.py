@@ -99,7 +99,7 @@ def test_consistency_terms_pull_features_of_a_class_together(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     def sc_after(*overrides: str) -> float:
-        trainer = make_trainer(tiny_config("stage0.epochs=0", *overrides), tmp_path)
+        trainer = make_trainer(tiny_config("stage0.epochs=0", "model.backbone=resnet18", *overrides), tmp_path)
         # Plain training measures nothing, so both are measured by a criterion of the test's own.
         for step in range(12):
             take_step(trainer, step)
@@ -124,7 +124,7 @@ def nan_in_feature(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
         return output
 
     # After the first convolution, so that every BatchNorm behind it sees the NaN in its forward.
-    patch.setattr(trainer.model.body.conv1, "_forward_hooks", {0: poison})  # type: ignore[union-attr]
+    patch.setattr(trainer.model.body[0], "_forward_hooks", {0: poison})  # type: ignore[index]
 
 
 def nan_in_class_mean(trainer: Trainer, patch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def recognize(root: str | Path, metadata: str | Path = "") -> str:
     Raises:
         UserError: the folder does not exist, or no layout fits it.
     """
-    source = _source(root, metadata, "")
+    source = _source(root, metadata)
     for name, layout in LAYOUTS.items():
         if layout.recognizes(source):
             return name
@@ -41,6 +41,7 @@ def read_split(
     *,
     metadata: str | Path = "",
     devkit: str | Path = "",
+    masks: str | Path = "",
     blacklist: str | Path = "",
 ) -> ImageIndex:
     """Index one split of the data set under `root`.
@@ -53,18 +54,19 @@ def read_split(
         layout: a name in `LAYOUTS`, or ``auto`` to recognize it.
         metadata: folder of wsolevaluation's lists, for that layout.
         devkit: ILSVRC's devkit or its ``map_clsloc.txt``, for such lists that number classes by devkit id − 1.
+        masks: folder where the paths of masks in such lists start; default `root`.
         blacklist: file of image paths to leave out.
 
     Raises:
         UserError: nothing there, files that do not fit the layout, or a split it does not have.
     """
-    source = _source(root, metadata, devkit)
+    source = _source(root, metadata, devkit, masks)
     name = recognize(root, metadata) if layout == "auto" else layout
     if name not in LAYOUTS:
         raise UserError(f"data.layout={name} is not one of auto, {', '.join(LAYOUTS)}")
     if not LAYOUTS[name].recognizes(source):
         raise UserError(f"data.root: {source.root} is not in the {name} layout ({LAYOUTS[name].SHAPE})")
-    for option, given in (("metadata", metadata), ("devkit", devkit)):
+    for option, given in (("metadata", metadata), ("devkit", devkit), ("masks", masks)):
         if given and name != "wsolevaluation":
             raise UserError(f"data.{option} is for data.layout=wsolevaluation, this is {name}; leave one of them out")
     if split == "fullsup" and name != "wsolevaluation":
@@ -81,14 +83,14 @@ def read_split(
     return without(index, _path(blacklist)) if blacklist else index
 
 
-def _source(root: str | Path, metadata: str | Path, devkit: str | Path) -> Source:
+def _source(root: str | Path, metadata: str | Path, devkit: str | Path = "", masks: str | Path = "") -> Source:
     if not str(root):
         raise UserError("data.root is not set; give the data set's folder as data.root=FOLDER")
     if not _path(root).is_dir():
         raise UserError(f"data.root: {_path(root)} is not a folder")
     if metadata and not _path(metadata).is_dir():
         raise UserError(f"data.metadata: {_path(metadata)} is not a folder")
-    return Source(_path(root), _path(metadata) if metadata else None, _path(devkit) if devkit else None)
+    return Source(_path(root), *(_path(given) if given else None for given in (metadata, devkit, masks)))
 
 
 def _path(text: str | Path) -> Path:

@@ -11,11 +11,15 @@ from typing import TypeVar
 import numpy as np
 
 from ...errors import UserError
+from ...files import MIB, read_regular
 from ..index import Boxes, ImageIndex, inside
 
 T = TypeVar("T")
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 Size = tuple[int, int]  # width, height
+
+# Of a list; that of a million boxes has a tenth of it.
+_LARGEST = 1024 * MIB
 
 # Of a line that is quoted in an error.
 _SHOWN = 80
@@ -32,7 +36,7 @@ def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
         UserError: a file that cannot be read or is not text.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors)
+        text = read_regular(path, _LARGEST).decode("utf-8-sig", errors)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -43,4 +43,5 @@ def without(index: ImageIndex, path: Path) -> ImageIndex:
         raise UserError(f"data.blacklist: {path} names every image of the split under {index.root}")
     paths, boxes = tuple(compress(index.paths, keep)), tuple(compress(index.boxes, keep))
     sizes = None if index.sizes is None else index.sizes[keep]
-    return replace(index, paths=paths, labels=index.labels[keep], boxes=boxes, sizes=sizes)
+    masks = None if index.masks is None else tuple(compress(index.masks, keep))
+    return replace(index, paths=paths, labels=index.labels[keep], boxes=boxes, sizes=sizes, masks=masks)

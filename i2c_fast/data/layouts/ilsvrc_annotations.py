@@ -7,9 +7,10 @@ from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
+from defusedxml.ElementTree import fromstring
 
 from ...errors import UserError
+from ...files import MIB, read_regular
 from ..index import Boxes
 from .annotations import Box, Size, check_box, look_up, read_rows
 
@@ -51,7 +52,7 @@ def read_xml(path: Path) -> Annotation:
         UserError: missing, not XML, or without what it should say.
     """
     try:
-        root: Element = parse(path, forbid_dtd=True).getroot()
+        root: Element = fromstring(read_regular(path, MIB), forbid_dtd=True)
         wnids = [o.findtext("name", "").strip() for o in root.findall("object")]
         boxes = [_box(o) for o in root.findall("object")]
         size = (int(root.findtext("size/width", "0")), int(root.findtext("size/height", "0")))

@@ -12,6 +12,7 @@ class Source(NamedTuple):
     root: Path
     metadata: Path | None = None  # for layouts whose lists are apart from their images
     devkit: Path | None = None  # for lists that number ILSVRC's classes by devkit id − 1
+    masks: Path | None = None  # where the paths of masks in such lists start; None: the root
 
 
 class Layout(Protocol):

@@ -3,6 +3,8 @@
 What the field reports is its ``test`` split (or ``val``, where there is no ``test``), so that is our ``val``. Beside
 ``test``, its ``val`` is the fully supervised split that thresholds may be chosen on.
 
+Objects are boxes (ILSVRC, CUB) or masks (OpenImages), whose paths start at the root or another folder.
+
 The lists name no classes. Where the training images of each label lie in a folder of their own, its name is the class's
 (``n01440764``), so that checkpoints fit the other layouts; otherwise names are the labels' digits.
 """
@@ -16,7 +18,19 @@ from ..index import ImageIndex, no_boxes
 from .annotations import look_up, require_files
 from .devkit import WNID, Devkit, read_devkit
 from .source import Source
-from .wsolevaluation_lists import IDS, LABELS, SIZES, find_metadata, read_ids, read_labels, read_objects, read_sizes
+from .wsolevaluation_lists import (
+    IDS,
+    LABELS,
+    OBJECTS,
+    SIZES,
+    find_metadata,
+    lists_masks,
+    read_ids,
+    read_labels,
+    read_masks,
+    read_objects,
+    read_sizes,
+)
 
 SHAPE = "give its lists as data.metadata=FOLDER"
 
@@ -32,7 +46,7 @@ def read_train(source: Source, boxes: bool = False) -> ImageIndex:
 
 
 def read_val(source: Source) -> ImageIndex:
-    """Index the ``test`` lists, or ``val`` where there are none, with boxes and sizes."""
+    """Index the ``test`` lists, or ``val`` where there are none, with boxes or masks, and sizes."""
     return _read(source, "test" if (_lists(source) / "test").is_dir() else "val", True)
 
 
@@ -74,9 +88,18 @@ def _read(source: Source, split: str, with_boxes: bool) -> ImageIndex:
     if not with_boxes:
         return require_files(ImageIndex(source.root, names, paths, labels, no_boxes(len(paths))), folder / IDS)
     sizes = read_sizes(folder)
-    boxes = read_objects(folder, paths, sizes, "masks are not read")
     known = np.array([look_up(sizes, path, folder / SIZES) for path in paths], np.int64) if sizes else None
-    return require_files(ImageIndex(source.root, names, paths, labels, boxes, known), folder / IDS)
+    if not lists_masks(folder):
+        boxes = read_objects(folder, paths, sizes, "or masks in every line")
+        return require_files(ImageIndex(source.root, names, paths, labels, boxes, known), folder / IDS)
+    masks, root = read_masks(folder, paths, "or boxes in every line"), source.masks or source.root
+    if not any((root / path).exists() for own in masks for path in own.objects):
+        raise UserError(
+            f"none of the masks in {folder / OBJECTS} is under {root} (the first is {masks[0].objects[0]}); "
+            "data.masks must be the folder where their paths start"
+        )
+    index = ImageIndex(source.root, names, paths, labels, no_boxes(len(paths)), known, masks, root)
+    return require_files(index, folder / IDS)
 
 
 def class_names(labels: dict[str, int]) -> tuple[str, ...]:

@@ -7,10 +7,9 @@ path,x0,y0,x1,y1 for boxes, or path,mask,ignore for masks, whose ignore mask sta
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ...errors import UserError
-from ..index import Boxes, check_names, folders_in
+from ..index import Boxes, MaskPaths, check_names, folders_in
 from .annotations import Box, Size, look_up, read_boxes, read_rows, read_table
 
 IDS = "image_ids.txt"
@@ -20,13 +19,6 @@ OBJECTS = "localization.txt"
 
 # A larger label is a damaged line; it would create as many classes.
 MAX_CLASSES = 1_000_000
-
-
-class MaskPaths(NamedTuple):
-    """Files of an image's masks, relative to the folder of all masks."""
-
-    objects: tuple[str, ...]
-    ignore: str | None
 
 
 def find_metadata(metadata: Path, splits: Sequence[str], option: str) -> Path:
@@ -45,6 +37,8 @@ def find_metadata(metadata: Path, splits: Sequence[str], option: str) -> Path:
     if holds_one(metadata):
         return metadata
     inside = [name for name in folders_in(metadata) if holds_one(metadata / name)]
+    if not inside and (metadata / IDS).is_file():
+        raise UserError(f"{option}: {metadata} is the folder of one split; give its parent, {option}={metadata.parent}")
     if not inside:
         raise UserError(f"{option}: {metadata} has no folder {' or '.join(splits)} with {IDS} and {LABELS}")
     if len(inside) > 1:
@@ -99,15 +93,24 @@ def read_objects(folder: Path, ids: Sequence[str], sizes: dict[str, Size], hint:
     return tuple(look_up(boxes, path, folder / OBJECTS) for path in ids)
 
 
-def read_masks(folder: Path, ids: Sequence[str]) -> tuple[MaskPaths, ...]:
+def lists_masks(folder: Path) -> bool:
+    """Whether a split's objects are masks, as the first line has it."""
+    rows = read_rows(folder / OBJECTS, "path,x0,y0,x1,y1 or path,mask,ignore", lambda line: line.count(",") == 2)
+    return next(rows)[1]
+
+
+def read_masks(folder: Path, ids: Sequence[str], hint: str) -> tuple[MaskPaths, ...]:
     """Mask files of each image, at least one.
+
+    Args:
+        hint: what to do if the lines name boxes, for the error.
 
     Raises:
         UserError: a malformed line, a second ignore mask, a path that is not plain and relative, or an image without a
             line.
     """
     found: dict[str, MaskPaths] = {}
-    for line, (path, mask, ignore) in read_rows(folder / OBJECTS, "path,mask,ignore (boxes need no --masks)", _parse):
+    for line, (path, mask, ignore) in read_rows(folder / OBJECTS, f"path,mask,ignore ({hint})", _parse):
         if path in found and ignore:
             raise UserError(f"{line}: {path} has an ignore mask on its first line already; leave this one out")
         check_names({mask, ignore} - {""}, line)

@@ -53,8 +53,8 @@ def test_opcheck_of_label_cam_and_pooled_head(layout: str, dtype: torch.dtype) -
     opcheck("label_cam", x, weight, None, LABELS)
     opcheck("label_cam_x_gradient", x, weight, LABELS, gradient)
     opcheck("label_cam_weight_gradient", x, LABELS, gradient, 4)
-    opcheck("pooled_head", x, weight, bias, LABELS[:, 0])
-    opcheck("pooled_head", x, weight, None, LABELS[:, 0])
+    opcheck("pooled_head", x, weight, bias, LABELS[:, 0], torch.float32)
+    opcheck("pooled_head", x, weight, None, LABELS[:, 0], torch.bfloat16)
 
 
 def objective(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:

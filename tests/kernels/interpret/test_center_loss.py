@@ -49,6 +49,10 @@ def test_sizes(rows: int, channels: int, distance: Any) -> None:
     check(torch.randn(rows, channels), torch.tensor(LABELS[:rows]), torch.randn(5, channels), distance)
 
 
+def test_means_as_close_as_the_offset_of_l2() -> None:
+    check(torch.tensor([[3e-6, -2e-6]]), torch.tensor([0]), torch.zeros(1, 2), "l2")
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_precisions(dtype: torch.dtype, distance: Any) -> None:

@@ -1,8 +1,9 @@
 """The kernels of pooled_head."""
 
 import math
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from i2c_fast.kernels import label_cam, pooled_head, pooled_head_reference
 
 from .accuracy import DTYPES, LAYOUTS, assert_no_worse, poison
+
+MODULE: Any = sys.modules["i2c_fast.kernels.pooled_head"]  # the package's attribute of that name is the function
 
 # Maps of less than a step of pixels, of one strip and of several; less than a chunk of channels, several, and more
 # chunks than are combined in one step.
@@ -92,6 +95,20 @@ def test_many_strips_and_chunks_agree_with_label_cam() -> None:
     torch.testing.assert_close(maps, label_cam(case.x, case.weight, case.bias, case.labels), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_maps_are_the_same_bits_however_many_images_share_the_batch(layout: str) -> None:
+    images = random_case((3, 5, 12, 12), torch.tensor([1, 2, 3]))
+    images = images._replace(x=LAYOUTS[layout](images.x))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODULE, "ENOUGH", 1)  # as in a batch of very many
+        logits, maps = pooled_head(*images)
+    for i in range(3):
+        alone = images._replace(x=images.x[i : i + 1], labels=images.labels[i : i + 1])
+        alone_logits, alone_map = pooled_head(*alone)
+        assert torch.equal(alone_map[0], maps[i])
+        torch.testing.assert_close(alone_logits[0], logits[i])
+
+
 def test_no_bias_is_no_bias() -> None:
     check(random_case((3, 5, 4, 6))._replace(bias=None))
 
@@ -129,8 +146,9 @@ def test_an_ignored_image_of_nan_has_a_map_of_zeros() -> None:
     assert torch.equal(maps[1], torch.zeros(4, 6))
 
 
-def test_logits_follow_the_ambient_autocast_and_maps_do_not() -> None:
-    case = random_case((3, 5, 4, 6))
+@pytest.mark.parametrize("size", [(3, 5, 4, 6), (1, 3, 17, 17)])  # one strip, several
+def test_logits_follow_the_ambient_autocast_and_maps_do_not(size: tuple[int, ...]) -> None:
+    case = random_case(size)
     logits, maps = pooled_head(*case)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast_logits, cast_maps = pooled_head(*case)

@@ -33,10 +33,15 @@ def assert_equal(
 
 @pytest.mark.parametrize("choice", ["random", "first"])
 @pytest.mark.parametrize(
-    ("height", "width", "k"), [(1, 1, 3), (7, 7, 1), (7, 7, 100), (13, 17, 4), (28, 28, 3), (32, 32, 7), (46, 47, 3)]
+    ("height", "width", "k"),
+    [(1, 1, 3), (7, 7, 1), (7, 7, 100), (7, 7, 16), (7, 7, 17), (13, 17, 4), (28, 28, 3), (32, 32, 7)],
 )
 def test_draws_equal_the_reference(height: int, width: int, k: int, choice: SeedChoice) -> None:
     assert_equal(random_maps(1 if height > 13 else 3, height, width), k, choice=choice)
+
+
+def test_draws_from_more_than_one_block_equal_the_reference() -> None:
+    assert_equal(random_maps(1, 46, 47), 3)
 
 
 @pytest.mark.parametrize("choice", ["random", "first"])
@@ -70,14 +75,15 @@ def test_seeds_are_distinct_pixels_above_the_threshold() -> None:
     assert all(len(set(row.tolist())) == min(5, int(count)) for row, count in zip(indices, counts, strict=True))
 
 
+@pytest.mark.parametrize("k", [11, 20])
 @pytest.mark.parametrize("above", [1, 2, 3, 5])
-def test_fewer_than_k_are_repeated_in_draw_order(above: int) -> None:
+def test_fewer_than_k_are_repeated_in_draw_order(above: int, k: int) -> None:
     maps = torch.zeros(2, 6, 6)
     maps.flatten(1)[:, 7 : 7 + above] = 1
-    indices, counts = assert_equal(maps, 11)
+    indices, counts = assert_equal(maps, k)
     assert counts.tolist() == [above, above]
     assert len(set(indices[0, :above].tolist())) == above
-    assert torch.equal(indices, indices[:, torch.arange(11) % above])
+    assert torch.equal(indices, indices[:, torch.arange(k) % above])
 
 
 @pytest.mark.parametrize("k", [1, 3, 100])
@@ -89,8 +95,9 @@ def test_constant_map_gives_its_first_pixel(k: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("row", [1, 9])
-def test_no_pixel_above_gives_the_first_brightest(monkeypatch: pytest.MonkeyPatch, row: int) -> None:
-    monkeypatch.setattr(MODULE, "MAX_BLOCK", 32)
+@pytest.mark.parametrize("block", [32, 256])
+def test_no_pixel_above_gives_the_first_brightest(monkeypatch: pytest.MonkeyPatch, block: int, row: int) -> None:
+    monkeypatch.setattr(MODULE, "MAX_BLOCK", block)
     maps = torch.full((1, 12, 12), float("-inf"))  # the range is infinite, and so the threshold undefined
     maps[0, row, 2] = maps[0, row, 4] = maps[0, 11, 0] = 1.0
     indices, counts = assert_equal(maps, 3)
@@ -98,12 +105,12 @@ def test_no_pixel_above_gives_the_first_brightest(monkeypatch: pytest.MonkeyPatc
     assert counts.tolist() == [0]
 
 
-@pytest.mark.parametrize("pixel", [0, 24, 48])
-def test_map_with_a_nan_gives_pixel_zero(pixel: int) -> None:
+@pytest.mark.parametrize(("pixel", "k"), [(0, 3), (24, 3), (48, 3), (24, 17)])
+def test_map_with_a_nan_gives_pixel_zero(pixel: int, k: int) -> None:
     maps = random_maps(2, 7, 7)
     maps[1].view(-1)[pixel] = torch.nan
-    indices, counts = assert_equal(maps, 3)
-    assert indices[1].tolist() == [0, 0, 0]
+    indices, counts = assert_equal(maps, k)
+    assert indices[1].tolist() == [0] * k
     assert counts[1] == 0 < counts[0]
 
 
@@ -169,7 +176,7 @@ def test_draws_are_uniform_over_the_region() -> None:
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
 @settings(max_examples=20)
 @given(
-    height=st.integers(1, 6), width=st.integers(1, 6), k=st.integers(1, 9), threshold=st.floats(0, 0.99),
+    height=st.integers(1, 6), width=st.integers(1, 6), k=st.integers(1, 19), threshold=st.floats(0, 0.99),
     seed=st.integers(-(2**63), 2**63 - 1), step=st.integers(-(2**63), 2**63 - 1), data=st.data(),
 )  # fmt: skip
 def test_draws_equal_the_reference_on_any_map(
