@@ -4,7 +4,7 @@ import importlib.machinery
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,16 +17,12 @@ from benchmarks.paper import cost, plan, results
 from benchmarks.paper.runs import Evaluated
 from i2c_fast.data import read_image
 from i2c_fast.evaluation import Scores
-from i2c_fast.models import backbones
-
-from ..training.ranks import Tiny
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce"
 TOY = """base = "demo"
 data = {workers = 0, loader = "opencv"}
 batch = {classes = 3}
 model = {backbone = "tiny"}
-adl = {layers = ["2"]}
 stage0 = {epochs = 1}
 stage1 = {epochs = 1}
 eval = {threshold_step = 1, batch = 12}
@@ -45,14 +41,6 @@ def script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tiny_backbone() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "BACKBONES", {**backbones.BACKBONES})
-        backbones.register_backbone("tiny", Tiny, head_width=8)
-        yield
 
 
 @pytest.fixture(scope="module")
