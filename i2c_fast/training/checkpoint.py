@@ -128,7 +128,8 @@ def _load_file(path: Path) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a readable i2c-fast checkpoint: {reason}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    form = state.get("format") if isinstance(state, dict) else None
+    if type(form) is not int or form != FORMAT:  # a tensor would be compared element by element
         raise UserError(f"{path} is not an i2c-fast checkpoint of format {FORMAT}")
     try:
         return checked(state)
