@@ -1,8 +1,11 @@
 """Validation of a split: everything is listed once, under the right heading, whatever the files do to the decoder."""
 
+import importlib
 import io
 import multiprocessing
 import os
+import signal
+from multiprocessing.connection import Connection
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -17,6 +20,8 @@ from i2c_fast.data.validate import Finding, ValidationReport, validate, write_bl
 from i2c_fast.errors import UserError
 
 SIZE = (30, 20)
+validation = importlib.import_module("i2c_fast.data.validate")  # the package has a function of that name
+_SERVE = validation._serve
 
 
 def jpeg(size: tuple[int, int] = SIZE, mode: str = "RGB", kind: str = "JPEG") -> bytes:
@@ -143,13 +148,25 @@ def test_file_that_kills_the_decoder_is_named_and_the_rest_is_seen(
     assert report.images == 5
 
 
+def _serve_and_stall(pipe: Connection) -> None:
+    """In the process that decodes: the second image takes it for ever."""
+    decode = validation.inspect_image
+
+    def stalled(path: Path) -> Any:
+        if path.name == "1.JPEG":
+            signal.pause()
+        return decode(path)
+
+    validation.inspect_image = stalled  # type: ignore[attr-defined]
+    _SERVE(pipe)
+
+
 def test_file_that_stalls_the_decoder_is_named_and_the_rest_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("i2c_fast.data.validate._TIME_LIMIT", 1.0)
+    monkeypatch.setattr(validation, "_TIME_LIMIT", 1.0)
+    monkeypatch.setattr(validation, "_serve", _serve_and_stall)
     found = index(tmp_path, {f"{i}.JPEG": jpeg() for i in range(3)})
-    (tmp_path / "1.JPEG").unlink()
-    os.mkfifo(tmp_path / "1.JPEG")  # reading waits for a writer that never comes
     report = validate(found, expect_boxes=False, workers=1)
     assert report.broken == [Finding("1.JPEG", "takes longer than 1 s to decode")]
     assert not multiprocessing.active_children()

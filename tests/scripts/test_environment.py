@@ -141,7 +141,7 @@ def test_checks_stop_at_the_first_that_fails(clone: Clone, failing: str, ran: in
 
 
 INTERPRET = "tests/kernels/interpret"
-PROCESSES = f"--numprocesses {min(os.cpu_count() or 1, 4)} --dist loadfile"
+PROCESSES = f"--numprocesses {min(os.cpu_count() or 1, 4)} --dist loadfile --no-loadscope-reorder"
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,13 @@ def test_a_batch_that_cannot_fit_names_the_keys_to_lower(
     for share, fits in ((1.1, True), (0.9, False)):
         monkeypatch.setattr(memory, "free_memory", lambda share=share: share * needed)
         for config, may in (
-            (tiny_config("data.image_size=64", "data.short_side=64"), fits),
-            (tiny_config("data.image_size=64", "data.short_side=64", "batch.micro_batches=3"), True),
+            (tiny_config("model.backbone=resnet18", "data.image_size=64", "data.short_side=64"), fits),
+            (
+                tiny_config(
+                    "model.backbone=resnet18", "data.image_size=64", "data.short_side=64", "batch.micro_batches=3"
+                ),
+                True,
+            ),
             (tiny_config("data.workers=256", "data.prefetch=256"), False),  # in the loader alone
         ):
             if may:
