@@ -5,7 +5,8 @@
 
 Tensors are small and lie on the CPU, kernels are compiled for sm_90, and what Triton hands to the driver ends there:
 the rest is what the host does, in seconds of the process: Python, binder, allocations, autograd. Processes take turns,
-and only ratios within one run mean something. Results go to ``benchmarks/results/host_time.json``.
+and only ratios within one run mean something. Beside it: whether one workspace for all outputs, cut into views, would
+cost less than an allocation each. Results go to ``benchmarks/results/host_time.json``.
 """
 
 import datetime
@@ -87,6 +88,37 @@ def step_us(binder: bool) -> float:
     return min(blocks)
 
 
+def workspace_ratio() -> float:
+    """Time to cut the objective's nine outputs out of one tensor, over the time to allocate each of them."""
+    import torch
+
+    images, channels, chunks, wide = 80, 2048, 8, torch.int64
+    scalars = [((), torch.float32), ((), wide)] * 2
+    outputs = [*scalars, *[((images,), wide)] * 2, *[((images, channels), torch.float32)] * 2]
+    outputs.append(((images, chunks), torch.float32))
+    ends, end = [], 0
+    for shape, dtype in outputs:
+        ends.append((end, end + dtype.itemsize * torch.Size(shape).numel()))
+        end = -(-ends[-1][1] // 16) * 16  # kernels read what 16 divides in fewer instructions
+
+    def allocate() -> object:
+        return [torch.empty(shape, dtype=dtype) for shape, dtype in outputs]
+
+    def cut() -> object:
+        workspace = torch.empty(end, dtype=torch.uint8)
+        parts = zip(outputs, ends, strict=True)
+        return [workspace[first:last].view(dtype).view(shape) for (shape, dtype), (first, last) in parts]
+
+    least = {allocate: float("inf"), cut: float("inf")}
+    for _ in range(10 * BLOCKS):
+        for call in least:
+            began = time.process_time()
+            for _ in range(STEPS):
+                call()
+            least[call] = min(least[call], time.process_time() - began)
+    return least[cut] / least[allocate]
+
+
 def in_process(name: str, sources: Path) -> float:
     """`step_us` in a process of its own, on the sources of a clone."""
     environment = os.environ | {COUNTED: str(sources), "PYTHONPATH": str(sources)}
@@ -123,9 +155,11 @@ def main(commit: str | None, turns: int, output: Path, worker: str | None) -> No
         "command": " ".join(["python", "benchmarks/host_time.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": environment(), "before": commit, "times_the_host_time_of_kept_kernels": ratios, "step_us": found,
+        "workspace_over_allocations": (workspace := workspace_ratio()),
     })  # fmt: skip
     for name, ratio in ratios.items():
         click.echo(f"{name}: {ratio:.2f} times the host time of {KEPT}")
+    click.echo(f"one workspace: {workspace:.2f} times the time of nine allocations")
     click.echo(f"written to {output}")
 
 

@@ -22,6 +22,9 @@ T = TypeVar("T")
 # Seconds between a rank's signs of life, and without one until it is given up.
 BEAT, SILENCE = 1.0, 5.0
 
+# Seconds in which gloo's thread gets its turn.
+PAUSE = 0.2
+
 # What torchrun tells each process it starts.
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -138,6 +141,9 @@ def open_world(device: str, timeout: float) -> Iterator[World]:
 def _leave(device: str, in_step: bool) -> None:
     # NCCL would wait for ranks that may be gone; it then ends with the process.
     if dist.is_initialized() and (in_step or device == "cpu" or not torch.cuda.is_available()):
+        # gloo's thread frees the tensors of the last exchange, and needs Python's lock for it. Whoever drops the group
+        # holds that lock and waits for the thread, for ever if it has not come so far.
+        time.sleep(PAUSE)
         dist.destroy_process_group()
 
 
