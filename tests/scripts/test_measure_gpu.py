@@ -1,12 +1,11 @@
 """scripts/measure_gpu, at toy size on the CPU."""
 
-import importlib.machinery
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,14 +19,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "measure_gpu"
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("measure_gpu", str(SCRIPT))
-    spec = importlib.util.spec_from_loader("measure_gpu", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["measure_gpu"] = module
-    loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("measure_gpu")
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

@@ -1,6 +1,5 @@
 """scripts/reproduce, at toy size on generated images: every command once, on runs that they share."""
 
-import importlib.machinery
 import importlib.util
 import io
 import json
@@ -34,13 +33,8 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("reproduce", str(SCRIPT))
-    spec = importlib.util.spec_from_loader("reproduce", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("reproduce")
 
 
 @pytest.fixture(scope="module")

@@ -36,17 +36,13 @@ def test_a_batch_that_cannot_fit_names_the_keys_to_lower(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_localizer("resnet18", 3)
+    large = ("model.backbone=resnet18", "data.image_size=64", "data.short_side=64")
     needed = kept_for_backward(torch.zeros(6, 3, 64, 64, dtype=torch.uint8)) + 6 * 3 * 64**2
     for share, fits in ((1.1, True), (0.9, False)):
         monkeypatch.setattr(memory, "free_memory", lambda share=share: share * needed)
         for config, may in (
-            (tiny_config("model.backbone=resnet18", "data.image_size=64", "data.short_side=64"), fits),
-            (
-                tiny_config(
-                    "model.backbone=resnet18", "data.image_size=64", "data.short_side=64", "batch.micro_batches=3"
-                ),
-                True,
-            ),
+            (tiny_config(*large), fits),
+            (tiny_config(*large, "batch.micro_batches=3"), True),
             (tiny_config("data.workers=256", "data.prefetch=256"), False),  # in the loader alone
         ):
             if may:

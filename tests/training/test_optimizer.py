@@ -50,16 +50,22 @@ def test_followed_centers_are_not_optimized() -> None:
     assert all(group["name"] != "centers" for group in optimizer.param_groups)
 
 
-def test_skipping_the_very_first_step_leaves_momentum_zero() -> None:
-    model = method()
-    optimizer = build_optimizer(model, OptimConfig())
-    set_learning_rate(optimizer, 0.1)
+def assert_skipping_changes_nothing(model: Method, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """With gradients of ones; returns the parameters."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
     optimizer.step()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    return before
+
+
+def test_skipping_the_very_first_step_leaves_momentum_zero() -> None:
+    model = method()
+    optimizer = build_optimizer(model, OptimConfig())
+    set_learning_rate(optimizer, 0.1)
+    assert_skipping_changes_nothing(model, optimizer)
     assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
 
 
@@ -107,12 +113,7 @@ def test_adamw_has_the_groups_of_sgd_and_skips_a_step_that_is_not_finite() -> No
         g["factor"] for g in build_optimizer(model, OptimConfig()).param_groups
     ]
     set_learning_rate(optimizer, 0.1)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
-    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
-    optimizer.step()
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    before = assert_skipping_changes_nothing(model, optimizer)
     optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
     optimizer.step()
     # Of its very first step: one rate in the direction of the gradient, and the head's factor is 10.
