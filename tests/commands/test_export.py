@@ -156,7 +156,9 @@ def test_batches_of_any_size_give_logits_and_all_maps(suffix: str, checkpoint: P
 
 
 @pytest.mark.parametrize("backbone", [name for name in BUILT_IN if name != "resnet18"])
-def test_the_other_backbones_come_through(backbone: str) -> None:
+def test_the_other_backbones_come_through(backbone: str, exhaustive: bool) -> None:
+    if backbone == "resnet50" and not exhaustive:
+        pytest.skip("its operators are those of ResNet18, which the other tests export")
     model = build_localizer(backbone, len(CLASSES)).eval().requires_grad_(False)
     for block in REPEATED.get(backbone, []):
         model.body.set_submodule(block, torch.nn.Identity(), strict=True)

@@ -52,6 +52,11 @@ def _constants(launch: Launch) -> tuple[Any, ...]:
 
 
 @functools.cache
+def launches_at(sizes: tuple[Size, ...]) -> list[Launch]:
+    return codegen.all_launches(codegen.NAMES, sizes)
+
+
+@functools.cache
 def launches_for(architecture: int, exhaustive: bool) -> list[Launch]:
     """All of them, or a sample.
 
@@ -61,11 +66,11 @@ def launches_for(architecture: int, exhaustive: bool) -> list[Launch]:
     at the usual size, and the draw of many seeds: block sizes and warps do not depend on the architecture.
     """
     if exhaustive:
-        return codegen.all_launches(codegen.NAMES, ALL)
+        return launches_at(ALL)
     if architecture == MAIN:
-        launches, kinds = codegen.all_launches(codegen.NAMES, (BASE, *ODD)), (_dtypes, _constants)
+        launches, kinds = launches_at((BASE, *ODD)), (_dtypes, _constants)
     else:
-        launches, kinds = codegen.all_launches(codegen.NAMES, (BASE,)), (_dtypes,)
+        launches, kinds = launches_at((BASE,)), (_dtypes,)
         launches = launches + codegen.all_launches(("sample_pixels",), (MANY_SEEDS,))
     chosen, covered = [], set()
     for launch in launches:
